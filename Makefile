@@ -1,0 +1,60 @@
+# Every target sets itself up first: ./setup.sh makes .venv, and does nothing when it is up to date.
+MINIMUM_JAX := 0.11.2
+JOBS ?= 2
+BIN := .venv/bin
+UV := $(BIN)/uv
+EXPORT := --quiet --locked --no-header --no-annotate --no-emit-workspace
+PYTEST := python -m pytest -n $(JOBS) --dist loadfile
+RECORD := benchmarks/results/test-all.json
+
+.PHONY: help setup demo test test-all lab lint lock clean
+
+help:
+	@echo 'make demo       train and compare four architectures; ends with runs/phonebook/report.html'
+	@echo 'make test       the tests, one case of everything (JOBS=2 processes)'
+	@echo 'make test-all   every test, and the normal ones again with the oldest JAX; writes $(RECORD)'
+	@echo 'make lab        JupyterLab at notebooks/start.ipynb'
+	@echo 'make lint       formatting, lint, and no outputs in notebooks'
+	@echo 'make setup      only set up (CUDA=13: for NVIDIA GPUs; PYTHON=...: with this Python >= 3.12)'
+	@echo 'make lock       renew the locks from pyproject.toml'
+	@echo 'make clean      remove environments and caches; runs/ stays'
+
+setup:
+	@./setup.sh
+
+demo: setup
+	$(BIN)/workbench run experiments/phonebook.py
+
+test: setup
+	$(BIN)/$(PYTEST) -m 'not slow'
+
+test-all: setup
+	./setup.sh minimum
+	rm -f $(RECORD)
+	$(BIN)/$(PYTEST) --record $(RECORD)
+	.venv-minimum/bin/$(PYTEST) -m 'not slow' --record $(RECORD)
+
+lab: setup
+	$(BIN)/jupyter lab notebooks/start.ipynb
+
+lint: setup
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
+
+# uv.lock records index addresses, so it is no part of the repository; its exports hold hashes alone.
+define export
+{ echo "# Made by \`make lock\`: $(1)." && $(UV) export $(EXPORT) $(3); } >$(2).new && mv $(2).new $(2)
+endef
+
+lock: setup
+	rm -f uv.lock
+	$(UV) lock --quiet
+	$(call export,the newest versions that pyproject.toml allows,requirements.lock)
+	$(call export,what \`make setup CUDA=13\` adds to requirements.lock,requirements-cuda13.lock,--only-group cuda13)
+	$(UV) lock --quiet --upgrade-package jax==$(MINIMUM_JAX) --upgrade-package jaxlib==$(MINIMUM_JAX)
+	$(call export,requirements.lock with the oldest JAX for \`make test-all\`,requirements-minimum.lock)
+
+clean:
+	rm -rf .venv .venv-* .cache .pytest_cache .ruff_cache build dist
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,74 @@
+#!/bin/sh
+# Makes .venv from requirements.lock (./setup.sh minimum: .venv-minimum from requirements-minimum.lock).
+# An environment that is up to date is left alone; any other, half-made or outdated, is made anew.
+#
+# PYTHON=/path/to/python names the interpreter. CUDA=13 adds JAX's CUDA plugin and is remembered; CUDA= drops it.
+set -eu
+cd "$(dirname "$0")"
+export UV_PYTHON_DOWNLOADS=never
+
+stop() {
+    echo "setup: $*" >&2
+    exit 1
+}
+
+name=${1:-}
+venv=.venv${name:+-$name}
+lock=requirements${name:+-$name}.lock
+cuda_lock=
+[ -f "$lock" ] || stop "there is no $lock; run ./setup.sh or ./setup.sh minimum"
+
+if [ -z "$name" ]; then
+    case ${CUDA-unsaid} in
+    unsaid) ;;
+    13) [ "$(uname)" = Linux ] && echo 13 >.venv-cuda || stop "CUDA=13 needs Linux, this is $(uname)" ;;
+    '') rm -f .venv-cuda ;;
+    *) stop "CUDA=$CUDA is not offered; use CUDA=13, or CUDA= for none" ;;
+    esac
+    [ ! -f .venv-cuda ] || cuda_lock=requirements-cuda13.lock
+fi
+
+# The stamp is written last. It holds the folder too, because the scripts in an environment do.
+stamp="$PWD $(cksum setup.sh pyproject.toml kernels/pyproject.toml "$lock" $cuda_lock)"
+if [ -x "$venv/bin/python" ] && [ "$(cat "$venv/stamp" 2>/dev/null)" = "$stamp" ]; then exit 0; fi
+
+# A candidate must run to count: pyenv's shims exist for versions that are not selected, and fail with 127.
+fits() {
+    "$1" -c 'import sys; print(sys.executable); sys.exit(sys.version_info < (3, 12))' 2>/dev/null
+}
+find_python() {
+    for candidate in python3.12 python3 python3.13 python3.14 "${PYENV_ROOT:-${HOME:-}/.pyenv}"/versions/*/bin/python; do
+        found=$(fits "$candidate") && echo "$found" && return
+    done
+    return 1
+}
+if [ -n "${PYTHON:-}" ]; then
+    python=$(fits "$PYTHON") || stop "PYTHON=$PYTHON is no Python >= 3.12"
+else
+    python=$(find_python) || stop "found no Python >= 3.12 (python3.12, python3, python3.13, python3.14, pyenv's).
+  Install one (apt install python3.12-venv, brew install python@3.12, pyenv install 3.12),
+  or name one (make setup PYTHON=/path/to/python), or use conda (conda env create -f environment.yml)."
+fi
+echo "setup: making $venv with $python" >&2
+trap 'echo "setup: not finished; run it again once the cause is mended" >&2' EXIT
+
+# uv from the PATH, or else the locked one, in an environment of its own.
+uv=uv
+if ! uv --version >/dev/null 2>&1; then
+    uv=.venv-uv/bin/uv
+    if ! $uv --version >/dev/null 2>&1; then
+        rm -rf .venv-uv
+        "$python" -m venv .venv-uv
+        sed -n '/^uv==/,/[^\\]$/p' requirements.lock >.venv-uv/uv.lock
+        .venv-uv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv-uv/uv.lock
+    fi
+fi
+
+rm -rf "$venv"
+$uv venv --quiet --python "$python" "$venv"
+# shellcheck disable=SC2086
+$uv pip sync --python "$venv/bin/python" --require-hashes "$lock" $cuda_lock
+# The build tools are in the lock, so nothing unlocked is downloaded to build the two packages.
+$uv pip install --python "$venv/bin/python" --no-deps --no-build-isolation -e ./kernels -e .
+echo "$stamp" >"$venv/stamp"
+trap - EXIT

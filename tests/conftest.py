@@ -1,0 +1,91 @@
+"""Settings for every test, made before jax is imported and inherited by the processes that tests start."""
+
+import json
+import os
+import platform
+import re
+import sys
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+ROOT = Path(__file__).parents[1]
+STARTED = pytest.StashKey[float]()
+
+# On the CPU, unless told otherwise; compiled programs are kept, since most tests compile far longer than they run.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# An axis too few is an error, never a silent broadcast.
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("WANDB_SILENT", "true")
+
+# Shapes and types in annotations are checked wherever a test calls the two packages.
+install_import_hook(
+    ["workbench", "workbench_kernels"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)
+
+
+@pytest.fixture
+def root() -> Path:
+    """The repository's folder."""
+    return ROOT
+
+
+@pytest.fixture
+def x64():
+    """Makes float64 the default within one test, for references."""
+    import jax
+
+    with jax.enable_x64(True):
+        yield
+
+
+def pytest_addoption(parser):
+    parser.addoption("--record", type=Path, help="add this run's machine, counts and seconds to a JSON file")
+
+
+def pytest_sessionstart(session):
+    session.config.stash[STARTED] = time.perf_counter()
+
+
+def pytest_terminal_summary(terminalreporter, exitstatus, config):
+    """Writes the record of `make test-all`: one entry a run, so that a second environment adds its own."""
+    path = config.getoption("record")
+    if path is None or hasattr(config, "workerinput"):  # a worker of pytest-xdist has only a share of the counts
+        return
+    stats = terminalreporter.stats
+    run = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "jax": version("jax"),
+        "tests": config.getoption("markexpr") or "all",
+        "exit_status": int(exitstatus),
+        "counts": {
+            kind: len(stats.get(kind, ())) for kind in ("passed", "failed", "error", "skipped", "xfailed", "xpassed")
+        },
+        "skipped_because": sorted({report.longrepr[2] for report in stats.get("skipped", ())}),
+        "seconds": round(time.perf_counter() - config.stash[STARTED], 1),
+    }
+    record = json.loads(path.read_text()) if path.exists() else {"machine": machine(), "runs": []}
+    record["runs"].append(run)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def machine() -> dict[str, str | int]:
+    """The processor's name, the cores this process may use, and the system."""
+    cpuinfo = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "cpu": named[1] if named else platform.processor(),
+        "cores": cores,
+        "system": f"{sys.platform} {platform.machine()}",
+    }
