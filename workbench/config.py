@@ -1,0 +1,602 @@
+"""What a run is: frozen dataclasses, their overrides, their JSON and their hash. Needs only the standard library.
+
+A layer config says everything about its layer: its counts here, and `build`, which imports JAX when it is called.
+A user's own layer is another such class in the user's own file (see experiments/my_mixer.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import json
+import math
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from workbench import pattern as patterns
+from workbench.count import Operation
+
+
+@runtime_checkable
+class LayerConfig(Protocol):
+    """What a symbol of the pattern is bound to. Sizes that are None follow from the model's width."""
+
+    def build(self, width: int, make: Any) -> Any:
+        """The layer, its parameters made by `make(name, shape)` (workbench.model.initial)."""
+        ...
+
+    def parameters(self, width: int) -> int: ...
+
+    def operations(self, width: int, context: float) -> list[Operation]:
+        """Multiply-adds a token at a (mean) context, each as (name, m, n, k, batch)."""
+        ...
+
+    def state_bytes(self, width: int, context: int, element_bytes: int) -> int:
+        """Bytes of decoding state for one sequence: caches and windows in the compute dtype, recurrences float32."""
+        ...
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Causal softmax attention; grouped-query when kv_heads < heads; rotary on the first part of each head."""
+
+    heads: int = 4
+    kv_heads: int | None = None  # heads
+    head_dim: int | None = None  # width / heads
+    rotary: float = 1.0  # fraction of the head that is rotated; 0 for no positions
+    rotary_base: float = 10_000.0
+    window: int | None = None  # keys seen, itself included; None for all
+    conv: int = 0  # taps of a causal convolution on q, k and v; 0 for none
+
+    def sizes(self, width: int) -> tuple[int, int, int]:
+        """(heads, kv_heads, head_dim) at a width."""
+        _at_least_one(self, "heads", "kv_heads", "head_dim", "window")
+        kv_heads = self.kv_heads or self.heads
+        if self.heads % kv_heads:
+            raise ValueError(f"attention has {self.heads} heads and {kv_heads} kv_heads; heads must be a multiple")
+        if self.head_dim is None and width % self.heads:
+            raise ValueError(
+                f"width {width} is not divisible by {self.heads} attention heads; "
+                f"change one, or give head_dim (for instance {max(width // self.heads, 1)})"
+            )
+        head_dim = self.head_dim or width // self.heads
+        if not 0 <= self.rotary <= 1:
+            raise ValueError(f"rotary is a fraction of the head, between 0 and 1; got {self.rotary}")
+        if int(head_dim * self.rotary) % 2:
+            raise ValueError(f"rotary {self.rotary} of head_dim {head_dim} is not an even number of dimensions")
+        return self.heads, kv_heads, head_dim
+
+    def build(self, width: int, make: Any) -> Any:
+        from workbench.model.attention import Attention
+
+        return Attention(self, width, make)
+
+    def parameters(self, width: int) -> int:
+        heads, kv_heads, head_dim = self.sizes(width)
+        channels = (heads + 2 * kv_heads) * head_dim
+        return width * channels + heads * head_dim * width + (channels * (self.conv + 1) if self.conv else 0)
+
+    def operations(self, width: int, context: float) -> list[Operation]:
+        heads, kv_heads, head_dim = self.sizes(width)
+        seen = min(context, self.window) if self.window else context
+        channels = (heads + 2 * kv_heads) * head_dim
+        conv = [Operation("conv", 1, 1, self.conv, channels)] if self.conv else []
+        return [
+            Operation("qkv", 1, channels, width, 1),
+            *conv,
+            Operation("scores", 1, seen, head_dim, heads),
+            Operation("values", 1, head_dim, seen, heads),
+            Operation("out", 1, width, heads * head_dim, 1),
+        ]
+
+    def state_bytes(self, width: int, context: int, element_bytes: int) -> int:
+        heads, kv_heads, head_dim = self.sizes(width)
+        kept = min(context, self.window) if self.window else context
+        window = (self.conv - 1) * (heads + 2 * kv_heads) * head_dim if self.conv else 0
+        return (2 * kept * kv_heads * head_dim + window) * element_bytes
+
+
+@dataclass(frozen=True)
+class MambaConfig:
+    """Mamba's mixer (S6), Gu & Dao 2023, arXiv:2312.00752."""
+
+    state: int = 16
+    inner: int | None = None  # 2 width
+    conv: int = 4
+    dt_rank: int | None = None  # ceil(width / 16)
+
+    def sizes(self, width: int) -> tuple[int, int]:
+        """(inner, dt_rank) at a width."""
+        _at_least_one(self, "state", "inner", "conv", "dt_rank")
+        return self.inner or 2 * width, self.dt_rank or math.ceil(width / 16)
+
+    def build(self, width: int, make: Any) -> Any:
+        from workbench.model.mamba import Mamba
+
+        return Mamba(self, width, make)
+
+    def parameters(self, width: int) -> int:
+        inner, rank = self.sizes(width)
+        projections = width * 2 * inner + inner * (rank + 2 * self.state) + rank * inner + inner * width
+        return projections + inner * (self.conv + 1) + inner * self.state + 2 * inner
+
+    def operations(self, width: int, context: float) -> list[Operation]:
+        inner, rank = self.sizes(width)
+        return [
+            Operation("in", 1, 2 * inner, width, 1),
+            Operation("conv", 1, 1, self.conv, inner),
+            Operation("x", 1, rank + 2 * self.state, inner, 1),
+            Operation("dt", 1, inner, rank, 1),
+            Operation("decay", 1, self.state, 1, inner),
+            Operation("write", 1, self.state, 1, inner),
+            Operation("read", 1, 1, self.state, inner),
+            Operation("out", 1, width, inner, 1),
+        ]
+
+    def state_bytes(self, width: int, context: int, element_bytes: int) -> int:
+        inner, _ = self.sizes(width)
+        return 4 * inner * self.state + (self.conv - 1) * inner * element_bytes
+
+
+@dataclass(frozen=True)
+class Mamba2Config:
+    """Mamba-2's mixer (SSD), Dao & Gu 2024, arXiv:2405.21060, section 7."""
+
+    state: int = 128
+    head_dim: int = 64
+    groups: int = 1
+    inner: int | None = None  # 2 width
+    conv: int = 4
+
+    def sizes(self, width: int) -> tuple[int, int]:
+        """(inner, heads) at a width."""
+        _at_least_one(self, "state", "head_dim", "groups", "inner", "conv")
+        inner = self.inner or 2 * width
+        if inner % self.head_dim:
+            raise ValueError(f"Mamba-2's inner width {inner} is not divisible by head_dim {self.head_dim}; change one")
+        heads = inner // self.head_dim
+        if heads % self.groups:
+            raise ValueError(f"Mamba-2 has {heads} heads and {self.groups} groups; heads must be a multiple of groups")
+        return inner, heads
+
+    def build(self, width: int, make: Any) -> Any:
+        from workbench.model.mamba2 import Mamba2
+
+        return Mamba2(self, width, make)
+
+    def parameters(self, width: int) -> int:
+        inner, heads = self.sizes(width)
+        channels = inner + 2 * self.groups * self.state
+        projections = width * (inner + channels + heads) + inner * width
+        return projections + channels * (self.conv + 1) + 3 * heads + inner
+
+    def operations(self, width: int, context: float) -> list[Operation]:
+        inner, heads = self.sizes(width)
+        channels = inner + 2 * self.groups * self.state
+        return [
+            Operation("in", 1, inner + channels + heads, width, 1),
+            Operation("conv", 1, 1, self.conv, channels),
+            Operation("decay", 1, self.state, 1, inner),
+            Operation("write", 1, self.state, 1, inner),
+            Operation("read", 1, 1, self.state, inner),
+            Operation("out", 1, width, inner, 1),
+        ]
+
+    def state_bytes(self, width: int, context: int, element_bytes: int) -> int:
+        inner, _ = self.sizes(width)
+        channels = inner + 2 * self.groups * self.state
+        return 4 * inner * self.state + (self.conv - 1) * channels * element_bytes
+
+
+def _at_least_one(layer: LayerConfig, *names: str) -> None:
+    """Refuses a size of 0 or less, which would otherwise read as a default."""
+    for name in names:
+        size = getattr(layer, name)
+        if size is not None and size < 1:
+            raise ValueError(f"{type(layer).__name__}.{name} must be at least 1; got {size}")
+
+
+ACTIVATIONS = ("gelu", "squared_relu", "swiglu")
+
+
+@dataclass(frozen=True)
+class MLPConfig:
+    hidden: int | None = None  # 4 width
+    activation: str = "gelu"  # gelu, squared_relu or swiglu (gated)
+
+    def sizes(self, width: int) -> tuple[int, int]:
+        """(hidden, matrices into it) at a width."""
+        _at_least_one(self, "hidden")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation {self.activation!r} is unknown; {nearest(self.activation, ACTIVATIONS)}")
+        return self.hidden or 4 * width, 2 if self.activation == "swiglu" else 1
+
+    def build(self, width: int, make: Any) -> Any:
+        from workbench.model.mlp import MLP
+
+        return MLP(self, width, make)
+
+    def parameters(self, width: int) -> int:
+        hidden, matrices = self.sizes(width)
+        return width * hidden * (matrices + 1)
+
+    def operations(self, width: int, context: float) -> list[Operation]:
+        hidden, matrices = self.sizes(width)
+        return [Operation("in", 1, matrices * hidden, width, 1), Operation("out", 1, width, hidden, 1)]
+
+    def state_bytes(self, width: int, context: int, element_bytes: int) -> int:
+        return 0
+
+
+def default_symbols() -> dict[str, LayerConfig]:
+    return {"M": Mamba2Config(), "S": MambaConfig(), "*": AttentionConfig(), "-": MLPConfig()}
+
+
+NORMS = ("rms", "layernorm1p")
+DTYPES = ("float32", "bfloat16", "float64")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A model is a string: one symbol, one layer `x + f(norm(x))`, one residual; one final norm.
+
+    `symbols` binds letters to layer configs; letters not named keep their default.
+    """
+
+    pattern: str
+    width: int
+    vocabulary: int
+    symbols: Mapping[str, LayerConfig] = field(default_factory=default_symbols)
+    norm: str = "rms"
+    tied: bool = False  # output head is the embedding's transpose
+    dtype: str = "float32"  # of the computation; parameters are float32 or wider
+
+    def __post_init__(self):
+        object.__setattr__(self, "symbols", {**default_symbols(), **self.symbols})
+        patterns.parse(self.pattern, self.symbols)
+        for name in ("width", "vocabulary"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name} must be at least 1; got {getattr(self, name)}")
+        for name, choices in (("norm", NORMS), ("dtype", DTYPES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"model.{name} {getattr(self, name)!r}: {nearest(getattr(self, name), choices)}")
+        for layer in set(self.layers):
+            layer.parameters(self.width)  # a size that does not divide is refused here, not in the middle of a build
+
+    def __hash__(self):
+        return hash((self.pattern, self.width, self.vocabulary, tuple(sorted(self.symbols)), self.norm, self.dtype))
+
+    @property
+    def layers(self) -> list[LayerConfig]:
+        """The layer config of each symbol, in order."""
+        return [self.symbols[symbol] for symbol in patterns.parse(self.pattern, self.symbols)]
+
+
+@dataclass(frozen=True)
+class PhonebookConfig:
+    """Books of entries `name number`, then queries about them. See workbench.data.phonebook."""
+
+    names: int = 64  # how many names there are
+    name_tokens: int = 1  # tokens of a name
+    digits: int = 3  # digits of a number
+    entries: tuple[int, ...] = (2, 4, 8)  # book sizes in training, each drawn equally often
+    length: int = 96  # tokens a row; several books are packed into a row
+    batch: int = 16  # rows a step
+    seed: int = 0  # of the data
+
+    def stream(self, split: str = "train") -> Any:
+        from workbench.data.phonebook import PhonebookStream
+
+        return PhonebookStream(self, split)
+
+    @property
+    def vocabulary(self) -> int:
+        """Padding, the query mark, ten digits, and the tokens of the names."""
+        return 12 + self.names
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Bytes of the Python source of installed packages, split by package. See workbench.data.text."""
+
+    packages: tuple[str, ...] = ()
+    length: int = 256
+    batch: int = 8
+    seed: int = 0
+
+    def stream(self, split: str = "train") -> Any:
+        from workbench.data.text import TextStream
+
+        return TextStream(self, split)
+
+    @property
+    def vocabulary(self) -> int:
+        """Document boundary and the 256 bytes."""
+        return 257
+
+
+@dataclass(frozen=True)
+class PhonebookEvaluation:
+    """Exact match on unseen books, by entry count and by depth. See workbench.evaluate.phonebook."""
+
+    entries: tuple[int, ...] = (2, 4, 8, 16)  # book sizes, past the trained ones too
+    books: int = 64  # books of each size
+    queries: int = 8  # entries asked for in each book, spread evenly over depth (all, if the book has fewer)
+    removed: bool = False  # ask for entries that were taken out of the book: a control that must fall to the baseline
+
+    def build(self, run: RunConfig) -> Any:
+        from workbench.evaluate.phonebook import evaluator
+
+        return evaluator(self, run)
+
+
+@dataclass(frozen=True)
+class TextEvaluation:
+    """Bits per byte on packages that were not trained on."""
+
+    rows: int = 128  # rows of the split that are read
+    length: int = 256
+
+    def build(self, run: RunConfig) -> Any:
+        from workbench.evaluate.text import evaluator
+
+        return evaluator(self, run)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with warm-up and cosine, the same for every architecture; what is decayed is decided by name."""
+
+    learning_rate: float = 1e-3
+    final: float = 0.1  # last rate as a fraction of the highest
+    warmup: int = 100  # steps
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    decay: float = 0.1
+    clip: float = 1.0  # of the gradient's global norm
+
+
+ROLES = ("result", "tuning", "control", "state", "long")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run: an arm of a study, at one seed. Every arm of a comparison shares data and seeds."""
+
+    study: str
+    arm: str
+    model: ModelConfig
+    data: Any  # PhonebookConfig, TextConfig or a user's own
+    evaluation: Any  # PhonebookEvaluation, TextEvaluation or a user's own
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    seed: int = 0  # of the initialisation
+    steps: int = 1000
+    evaluate_every: int = 0  # steps between evaluations on the select split; 0 for none before the end
+    checkpoint_every: int = 0  # steps between checkpoints; 0 for the last step alone
+    log_every: int = 20  # steps between rows of metrics.jsonl
+    role: str = "result"  # result, tuning, control, state or long: what the report does with it
+
+    def __post_init__(self):
+        if self.role not in ROLES:
+            raise ValueError(f"role {self.role!r}: {nearest(self.role, ROLES)}")
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1; got {self.steps}")
+        if self.model.vocabulary < self.data.vocabulary:
+            raise ValueError(
+                f"the model's vocabulary is {self.model.vocabulary} and the data needs {self.data.vocabulary}; "
+                f"set model.vocabulary={self.data.vocabulary}"
+            )
+
+    @property
+    def name(self) -> str:
+        """Folder of the run: readable, and unique by the hash of everything in it."""
+        task = type(self.data).__name__.removesuffix("Config").lower()
+        return f"{task}-{self.arm}-s{self.seed}-{short_hash(self)}"
+
+
+# ---- errors that help
+
+
+def nearest(given: str, choices) -> str:
+    """`did you mean X? choices: ...` for an error about a name that is unknown."""
+    choices = sorted(map(str, choices))
+    close = difflib.get_close_matches(given, choices, n=1, cutoff=0.5)
+    return (f"did you mean {close[0]!r}? " if close else "") + "choices: " + ", ".join(choices)
+
+
+# ---- overrides
+
+
+def override(config: Any, *assignments: str) -> Any:
+    """The config with `optimizer.learning_rate=3e-3`-like assignments applied, values read by the field's type.
+
+    Reaches into mappings by key: `model.symbols.M.state=64`. Raises ValueError on an unknown name, with the nearest.
+    """
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"override {assignment!r} needs the form name=value")
+        config = _replace(config, path.strip().split("."), text.strip(), path.strip())
+    return config
+
+
+def _replace(value: Any, path: list[str], text: str, whole: str) -> Any:
+    head, rest = path[0], path[1:]
+    if isinstance(value, Mapping):
+        if head not in value:
+            raise ValueError(f"{whole!r} has no {head!r}; {nearest(head, value)}")
+        if not rest:
+            raise ValueError(f"{whole!r} is a whole config; name one of its fields")
+        return {**value, head: _replace(value[head], rest, text, whole)}
+    if not dataclasses.is_dataclass(value):
+        raise ValueError(f"{whole!r} goes below a plain value; leave off {'.'.join(path)!r}")
+    hints = _hints(type(value))
+    if head not in hints:
+        raise ValueError(f"{whole!r}: {type(value).__name__} has no field {head!r}; {nearest(head, hints)}")
+    if rest:
+        new = _replace(getattr(value, head), rest, text, whole)
+    elif dataclasses.is_dataclass(present := getattr(value, head)) or isinstance(present, Mapping):
+        names = present if isinstance(present, Mapping) else _hints(type(present))
+        raise ValueError(f"{whole!r} is a whole config; name one of its fields: {', '.join(names)}")
+    else:
+        new = _read(text, hints[head], whole)
+    return dataclasses.replace(value, **{head: new})
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    names = {f.name for f in dataclasses.fields(cls)}
+    return {name: hint for name, hint in typing.get_type_hints(cls).items() if name in names}
+
+
+def _read(text: str, hint: Any, name: str) -> Any:
+    """Text to a value of the type that the field declares."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        options = typing.get_args(hint)
+        if types.NoneType in options and text.lower() in ("none", "null"):
+            return None
+        return _read(text, next(option for option in options if option is not types.NoneType), name)
+    if typing.get_origin(hint) is tuple:
+        inner = typing.get_args(hint)[0]
+        parts = [part for part in text.strip("()[] ").split(",") if part.strip()]
+        return tuple(_read(part.strip(), inner, name) for part in parts)
+    if hint is bool:
+        if text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        raise ValueError(f"{name} is true or false; got {text!r}")
+    if hint in (int, float):
+        try:
+            return hint(text) if hint is float else int(float(text)) if float(text).is_integer() else int(text)
+        except ValueError:
+            raise ValueError(f"{name} is a number ({hint.__name__}); got {text!r}") from None
+    return text
+
+
+# ---- JSON both ways
+
+
+def to_json(value: Any) -> Any:
+    """Plain JSON values. A dataclass carries `class: module:Class`; one from a user's own file its path and sha256."""
+    if dataclasses.is_dataclass(value):
+        cls = type(value)
+        out = {"class": f"{cls.__module__}:{cls.__qualname__}"}
+        if cls.__module__ == "__main__":
+            raise ValueError(
+                f"{cls.__qualname__} was defined in a notebook or script, where no run can find it; put it in a file"
+            )
+        path = _user_file(cls)
+        if path is not None:
+            out |= {"file": str(path), "sha256": sys.modules[cls.__module__].sha256}
+        values = {name: (getattr(value, name), hint) for name, hint in _hints(cls).items()}
+        # 1 where the field is a float is 1.0: equal configs have equal hashes
+        return out | {
+            name: float(item) if hint is float and type(item) is int else to_json(item)
+            for name, (item, hint) in values.items()
+        }
+    if isinstance(value, Mapping):
+        return {key: to_json(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [to_json(item) for item in value]
+    return value
+
+
+def from_json(value: Any, where: str = "config") -> Any:
+    """What `to_json` wrote. Raises ValueError on an unknown field (nearest match) or a changed user's file."""
+    if isinstance(value, list):
+        return tuple(from_json(item, where) for item in value)
+    if not isinstance(value, dict):
+        return value
+    if "class" not in value:
+        return {key: from_json(item, f"{where}.{key}") for key, item in value.items()}
+    cls = _find_class(value, where)
+    hints = _hints(cls)
+    given = {key: item for key, item in value.items() if key not in ("class", "file", "sha256")}
+    for key in given:
+        if key not in hints:
+            raise ValueError(f"{where}: {cls.__name__} has no field {key!r}; {nearest(key, hints)}")
+    return cls(**{key: from_json(item, f"{where}.{key}") for key, item in given.items()})
+
+
+def _find_class(value: dict, where: str) -> type:
+    module, _, name = value["class"].partition(":")
+    if "file" in value:
+        path = Path(value["file"])
+        if not path.is_file():
+            raise ValueError(f"{where} needs {name} from {path}, which is not there; run from the folder that holds it")
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != value["sha256"]:
+            raise ValueError(
+                f"{where} needs {name} from {path} as it was (sha256 {value['sha256'][:12]}); the file has changed "
+                f"(now {found[:12]}): bring the old one back, or run again"
+            )
+        loaded = load_file(path)
+    else:
+        try:
+            loaded = importlib.import_module(module)
+        except ModuleNotFoundError:
+            raise ValueError(f"{where} needs {name} from the module {module!r}, which is not installed") from None
+    cls = getattr(loaded, name, None)
+    if not dataclasses.is_dataclass(cls):
+        raise ValueError(f"{where}: {value['class']!r} is not a config class")
+    return cls
+
+
+def load_file(path: str | Path) -> types.ModuleType:
+    """The user's Python file as a module, loaded once for each content; its classes remember where they came from."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} is not there; give the path of a Python file, such as experiments/phonebook.py")
+    content = path.read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    name = f"user_{path.stem}_{sha256[:8]}"  # an edited file, or another of the same name, is another module
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    module.sha256 = sha256
+    sys.modules[name] = module
+    try:
+        # from the bytes that were hashed: the loader's bytecode cache misses an edit within a second
+        exec(compile(content, str(path), "exec"), module.__dict__)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _user_file(cls: type) -> Path | None:
+    """The file of a class that no import can find by name: one that `load_file` loaded."""
+    if not cls.__module__.startswith("user_"):
+        return None
+    path = Path(sys.modules[cls.__module__].__file__).resolve()
+    here = Path.cwd().resolve()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def short_hash(config: Any) -> str:
+    """Eight hex digits of everything that the config says; a user's file counts by its content, not by its place."""
+
+    def strip(value):
+        if isinstance(value, dict):
+            return {key: strip(item) for key, item in value.items() if key != "file"}
+        return [strip(item) for item in value] if isinstance(value, list) else value
+
+    text = json.dumps(strip(to_json(config)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def differences(a: Any, b: Any, where: str = "") -> list[str]:
+    """Every leaf in which two configs differ, as `path: a -> b`, in order."""
+    a, b = (to_json(v) if dataclasses.is_dataclass(v) else v for v in (a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = [*a, *(key for key in b if key not in a)]
+        return [d for key in keys for d in differences(a.get(key), b.get(key), f"{where}.{key}" if where else key)]
+    return [] if a == b else [f"{where}: {a!r} -> {b!r}"]
