@@ -1,0 +1,75 @@
+"""Mamba's mixer: a selective scan over every channel (S6). Gu & Dao 2023, arXiv:2312.00752."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+from workbench_kernels import causal_conv1d, selective_scan
+
+from workbench.config import MambaConfig
+from workbench.model.norm import along_last, wide
+from workbench.model.where import Where
+
+
+class MambaState(NamedTuple):
+    scan: Float[Array, "B I N"]
+    window: Float[Array, "B W I"]
+
+
+class Mamba(nnx.Module):
+    """[x | z] = in(u); x = silu(conv(x)); dt, B, C from x; y = out(scan(x, dt, A, B, C) * silu(z))."""
+
+    def __init__(self, config: MambaConfig, width: int, make):
+        inner, rank = config.sizes(width)
+        self.config, self.inner, self.rank = config, inner, rank
+        self.enter = make("mamba.in", (width, 2 * inner))
+        self.conv = make("mamba.conv", (inner, config.conv))
+        self.conv_bias = make("mamba.conv_bias", (inner,))
+        self.x = make("mamba.x", (inner, rank + 2 * config.state))
+        self.dt = make("mamba.dt", (rank, inner))
+        self.dt_bias = make("mamba.dt_bias", (inner,))
+        self.A_log = make("mamba.A_log", (inner, config.state))
+        self.D = make("mamba.D", (inner,))
+        self.out = make("mamba.out", (inner, width))
+
+    def __call__(
+        self, u: Float[Array, "B T D"], state: MambaState | None, where: Where
+    ) -> tuple[Float[Array, "B T D"], MambaState | None, dict]:
+        dtype = u.dtype
+        x, z = jnp.split(u @ self.enter[...].astype(dtype), 2, axis=-1)
+        x, window = causal_conv1d(
+            x,
+            self.conv[...].astype(dtype),
+            self.conv_bias[...].astype(dtype),
+            None if state is None else state.window,
+            where.segments,
+            where.carried,
+            activation="silu",
+        )
+        low, B, C = jnp.split(x @ self.x[...].astype(dtype), [self.rank, self.rank + self.config.state], axis=-1)
+        dt = wide(low @ self.dt[...].astype(dtype))
+        dt = jax.nn.softplus(dt + along_last(self.dt_bias[...], dt))
+        y, scan = selective_scan(
+            x,
+            dt,
+            -jnp.exp(self.A_log[...]),
+            B,
+            C,
+            self.D[...],
+            z,
+            None if state is None else state.scan,
+            where.segments,
+            where.carried,
+        )
+        state = None if state is None else MambaState(scan, window)
+        return y @ self.out[...].astype(dtype), state, {}
+
+    def initial_state(self, batch: int, capacity: int, dtype) -> MambaState:
+        return MambaState(
+            jnp.zeros((batch, self.inner, self.config.state), jnp.promote_types(dtype, jnp.float32)),
+            jnp.zeros((batch, self.config.conv - 1, self.inner), dtype),
+        )

@@ -1,0 +1,33 @@
+"""The MLP: GELU, squared ReLU (So et al. 2021, arXiv:2109.08668) or SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from workbench.config import MLPConfig
+from workbench.model.where import Where
+
+
+class MLP(nnx.Module):
+    def __init__(self, config: MLPConfig, width: int, make):
+        hidden, matrices = config.sizes(width)
+        self.activation = config.activation
+        self.enter = make("mlp.in", (width, matrices * hidden))
+        self.out = make("mlp.out", (hidden, width))
+
+    def __call__(self, x: Float[Array, "B T D"], state: None, where: Where) -> tuple[Float[Array, "B T D"], None, dict]:
+        h = x @ self.enter[...].astype(x.dtype)
+        if self.activation == "swiglu":
+            gate, h = jnp.split(h, 2, axis=-1)
+            h = jax.nn.silu(gate) * h
+        elif self.activation == "squared_relu":
+            h = jnp.square(jax.nn.relu(h))
+        else:
+            h = jax.nn.gelu(h)
+        return h @ self.out[...].astype(x.dtype), None, {}
+
+    def initial_state(self, batch: int, capacity: int, dtype) -> None:
+        return None
