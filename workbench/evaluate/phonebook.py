@@ -1,0 +1,112 @@
+"""Exact match on unseen phone books, by number of entries and by the entry's depth.
+
+A book is read once; every question is asked from the state after it, so questions cannot help each other. The greedy
+answer is right exactly when each digit is the argmax after the right digits before it, which one pass shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from workbench.config import PhonebookConfig, PhonebookEvaluation, RunConfig
+from workbench.data import phonebook
+from workbench.evaluate.interval import clustered
+from workbench.model.language_model import LanguageModel
+
+SEED = 20240612  # of the items: the same books for every arm, seed and step
+
+
+def evaluator(config: PhonebookEvaluation, run: RunConfig) -> Callable[[LanguageModel, str], dict]:
+    """`evaluate(model, split) -> scores`; see `scores`."""
+    data = run.data
+    if not isinstance(data, PhonebookConfig):
+        raise ValueError(f"PhonebookEvaluation needs PhonebookConfig data; got {type(data).__name__}")
+
+    def evaluate(model: LanguageModel, split: str) -> dict:
+        exam = [questions(config, data, split, k) for k in config.entries]
+        longest = max(tokens.shape[1] for tokens, *_ in exam)
+        right = {}
+        for k, (tokens, segments, asked, answers, depth) in zip(config.entries, exam, strict=True):
+            missing = longest - tokens.shape[1]  # padded to one length, so that every size runs one program
+            tokens, segments = (np.pad(a, ((0, 0), (0, missing))) for a in (tokens, segments))
+            digits = np.asarray(_answer(model, tokens, segments, asked, answers))
+            right[k] = (digits[:, _distinct(depth)], depth[_distinct(depth)])
+        return scores(config, data, split, right)
+
+    return evaluate
+
+
+def questions(config: PhonebookEvaluation, data: PhonebookConfig, split: str, entries: int):
+    """Books of `entries` entries and what is asked of them.
+
+    tokens, segments [books, T]: the book and the query mark. asked [queries, books, L]: name and all digits but the
+    last. answers [queries, books, digits]. depth [queries]: the asked-for entry's index. With `removed`, the asked-for
+    entry is one that is not in the book.
+    """
+    rng = np.random.Generator(np.random.Philox(key=[SEED, 10 * entries + list(phonebook.SPLITS).index(split)]))
+    extra = 1 if config.removed else 0
+    names, numbers = phonebook.books(data, split, entries + extra, config.books, rng)
+    book = np.concatenate([names, numbers], axis=-1)[:, :entries].reshape(config.books, -1)
+    tokens = np.concatenate([book, np.full((config.books, 1), phonebook.QUERY, np.int32)], axis=1)
+    depth = np.linspace(0, entries - 1, config.queries).round().astype(int)
+    which = np.full_like(depth, entries) if config.removed else depth
+    asked = np.concatenate([names, numbers[..., :-1]], axis=-1)[:, which].transpose(1, 0, 2)
+    return tokens, np.ones_like(tokens), asked, numbers[:, which].transpose(1, 0, 2), depth
+
+
+def _distinct(depth: np.ndarray) -> np.ndarray:
+    """Index of the first query at each depth: a small book has fewer entries than queries."""
+    return np.unique(depth, return_index=True)[1]
+
+
+@jax.jit
+def _answer(model, tokens, segments, asked, answers):
+    """Which digits are right: [books, queries, digits]."""
+    state = model.initial_state(tokens.shape[0], tokens.shape[1] + asked.shape[2])
+    state = model(tokens, state, segments).state
+    digits = answers.shape[-1]
+
+    def ask(question):
+        words, answer = question
+        hidden = model(words, state).hidden[:, -digits:]
+        return model.logits(hidden).argmax(axis=-1) == answer
+
+    return jnp.moveaxis(jax.lax.map(ask, (asked, answers)), 0, 1)
+
+
+def scores(config: PhonebookEvaluation, data: PhonebookConfig, split: str, right: dict) -> dict:
+    """Exact match and digit accuracy by entry count with 95% intervals clustered by book, by depth, and baselines."""
+    out = {"trained_entries": list(data.entries), "exact_match": {}, "digit_accuracy": {}, "per_book": {}}
+    out |= {"by_depth": [], "baselines": {}}
+    for k, (digits, depth) in right.items():
+        whole = digits.all(axis=-1)
+        out["exact_match"][str(k)] = clustered(whole.astype(float))
+        out["digit_accuracy"][str(k)] = clustered(digits.mean(axis=-1))
+        out["per_book"][str(k)] = [round(float(value), 6) for value in whole.mean(axis=1)]
+        for column, place in enumerate(depth):
+            at = clustered(whole[:, column : column + 1].astype(float))
+            out["by_depth"].append({"entries": k, "depth": float(place / max(k - 1, 1)), **at})
+        out["baselines"][str(k)] = baselines(config, data, split, k)
+    return out
+
+
+def baselines(config: PhonebookEvaluation, data: PhonebookConfig, split: str, entries: int) -> dict[str, float]:
+    """What can be had without a look-up: copying any number of the book, the best constant, digit by digit.
+
+    Digit by digit answers with the most frequent digit of the book at each place; measured on the evaluated books.
+    """
+    tokens, _, _, answers, _ = questions(config, data, split, entries)
+    entry = data.name_tokens + data.digits
+    numbers = tokens[:, :-1].reshape(config.books, entries, entry)[..., data.name_tokens :]
+    counts = np.stack([(numbers == phonebook.DIGIT + d).sum(axis=1) for d in range(10)], axis=-1)
+    guess = counts.argmax(axis=-1) + phonebook.DIGIT
+    copied = 0.0 if config.removed else 1 / entries
+    return {
+        "copy_any": copied,
+        "constant": 10.0**-data.digits,
+        "digit_by_digit": float((answers == guess[None]).all(axis=-1).mean()),
+    }

@@ -1,0 +1,100 @@
+"""Bits per byte of a model on the text of packages that were not trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from workbench.config import RunConfig, TextConfig, TextEvaluation
+from workbench.data.text import TextStream
+from workbench.model.language_model import LanguageModel
+from workbench.train.loss import negative_log_likelihood
+
+TOKENS = 4096  # read at a time, so that memory doesn't grow with the number of rows
+
+
+def evaluator(config: TextEvaluation, run: RunConfig) -> Callable[[LanguageModel, str], dict]:
+    """A function of (model, split): {"bits_per_byte": {mean, low, high, bytes, documents}, "by_package": {name: ...}}.
+
+    Reads `config.rows` rows spread evenly over the split's documents in their own order, the same for every seed and
+    arm; each byte is scored once, from its document's earlier bytes in the row. Raises ValueError if the run's data is
+    not text, or the rows hold a single document.
+    """
+    if not isinstance(run.data, TextConfig):
+        raise ValueError(f"bits per byte needs text; the run's data is {type(run.data).__name__}, not TextConfig")
+    if config.rows < 2:
+        raise ValueError(f"evaluation.rows must be at least 2, for an interval; got {config.rows}")
+    data = dataclasses.replace(run.data, length=config.length)
+
+    @functools.cache
+    def stream(split: str) -> TextStream:
+        return data.stream(split)
+
+    def evaluate(model: LanguageModel, split: str = "test") -> dict:
+        source = stream(split)
+        nats, count = np.zeros((2, len(source.sizes)))
+        for batch, documents in _batches(source, _spread(source.rows, config.rows)):
+            loss = np.asarray(_nats(model, batch["tokens"], batch["targets"], batch["segments"]), np.float64)
+            read = documents >= 0
+            nats += np.bincount(documents[read], loss[read], len(nats))
+            count += np.bincount(documents[read], minlength=len(nats))
+        packages = np.array(source.packages)
+        seen = {name: (packages == name) & (count > 0) for name in sorted(set(source.packages))}
+        return {
+            "bits_per_byte": bits_per_byte(nats[count > 0], count[count > 0]),
+            "by_package": {name: _summary(nats[mask], count[mask]) for name, mask in seen.items() if mask.any()},
+        }
+
+    return evaluate
+
+
+def bits_per_byte(nats: np.ndarray, count: np.ndarray) -> dict:
+    """Total bits over total bytes, with a 95% interval robust to bytes of one document being alike.
+
+    nats and count are sums over each document's scored bytes. The interval is the ratio estimator's: a document's
+    residual is nats - mean * count; documents, not bytes, are the sample (Cochran 1977, section 6.4).
+    Raises ValueError with fewer than two documents.
+    """
+    documents = len(count)
+    if documents < 2:
+        raise ValueError(f"an interval over documents needs at least 2, and {documents} was read; read more rows")
+    residual = nats - nats.sum() / count.sum() * count
+    error = math.sqrt(documents / (documents - 1) * float(np.sum(residual**2))) / count.sum() / math.log(2)
+    summary = _summary(nats, count)
+    return summary | {"low": summary["mean"] - 1.96 * error, "high": summary["mean"] + 1.96 * error}
+
+
+def _summary(nats: np.ndarray, count: np.ndarray) -> dict:
+    return {
+        "mean": float(nats.sum() / count.sum()) / math.log(2),
+        "bytes": int(count.sum()),
+        "documents": len(count),
+    }
+
+
+def _spread(rows: int, wanted: int) -> np.ndarray:
+    """`wanted` of the rows, evenly spaced; all, if there are no more."""
+    return np.arange(rows) if wanted >= rows else np.linspace(0, rows - 1, wanted).round().astype(int)
+
+
+def _batches(stream: TextStream, rows: np.ndarray) -> Iterator[tuple[dict, np.ndarray]]:
+    """The rows in batches of one shape, the last filled up with padding."""
+    size = min(max(1, TOKENS // stream.config.length), len(rows))
+    for start in range(0, len(rows), size):
+        batch, documents = stream.read(rows[start : start + size])
+        missing = ((0, size - len(documents)), (0, 0))
+        yield (
+            {name: np.pad(array, missing) for name, array in batch.items()},
+            np.pad(documents, missing, constant_values=-1),
+        )
+
+
+@jax.jit
+def _nats(model: LanguageModel, tokens: jax.Array, targets: jax.Array, segments: jax.Array) -> jax.Array:
+    return negative_log_likelihood(model(tokens, segments=segments).hidden, model.head(), targets).astype(jnp.float32)
