@@ -1,0 +1,63 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def records():
+    """A run's offline log, as wandb's own inspector reads it."""
+
+    def read(folder):
+        (log,) = (folder / "wandb").glob("offline-run-*/*.wandb")
+        command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(log)]
+        out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        return [json.loads(line) for line in out.splitlines()]
+
+    return read
+
+
+def test_an_offline_run_is_read_back_by_wandbs_own_inspector(run, train, rows, records, tmp_path):
+    result = train(run, tmp_path, wandb="offline")
+    found = records(tmp_path)
+    (about,) = (record["run"] for record in found if record["type"] == "run")
+    assert (about["run_group"], about["display_name"]) == ("toys", "small-s0")
+    assert about["config"]["update"]["optimizer"]["learning_rate"] == run.optimizer.learning_rate
+    curve = {r["history"]["step"]["num"]: r["history"]["item"] for r in found if r["type"] == "history"}
+    for row in rows(tmp_path / "metrics.jsonl"):
+        assert {name: curve[row["step"]][name] for name in row if name != "step"} == {
+            name: value for name, value in row.items() if name != "step"
+        }
+    summary = {}
+    for record in found:
+        if record["type"] == "summary":
+            summary |= record["summary"]["update"]
+    assert summary["final_loss"] == result["final_loss"] and summary["digest"] == result["digest"]
+    (table,) = (tmp_path / "wandb").glob("offline-run-*/files/media/table/*.json")
+    content = json.loads(table.read_text())
+    assert content["columns"] == ["split", "evaluation", "mean", "low", "high"]
+    sums = result["evaluation"]["toy"]["sums"]["test"]
+    assert ["test", "toy/sums/test", sums["mean"], sums["low"], sums["high"]] in content["data"]
+
+
+@pytest.mark.slow
+def test_a_resumed_run_keeps_its_id_so_that_wandb_joins_the_pieces(run, train, tmp_path):
+    def stop(step, metrics):
+        if step == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(run, tmp_path, wandb="offline", on_step=stop)
+    train(run, tmp_path, wandb="offline")
+    assert len({path.stem for path in (tmp_path / "wandb").glob("offline-run-*/*.wandb")}) == 1
+
+
+def test_disabled_leaves_no_trace(whole):
+    assert not (whole.folder / "wandb").exists()
+
+
+def test_an_unknown_mode_is_refused_with_the_nearest(run, train, tmp_path):
+    with pytest.raises(ValueError, match=r"wandb 'ofline' is unknown; did you mean 'offline'\?"):
+        train(run, tmp_path, wandb="ofline")

@@ -1,0 +1,350 @@
+"""The training loop: one for every architecture, a folder for every run, resumable anywhere."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from tqdm import tqdm
+from workbench_kernels import resolve
+
+from workbench.config import RunConfig, to_json
+from workbench.count import count
+from workbench.data.batches import prefetch
+from workbench.data.digest import chain
+from workbench.model.language_model import create
+from workbench.model.names import named
+from workbench.train import checkpoint, track
+from workbench.train.checkpoint import Position
+from workbench.train.environment import decisive_differences, environment
+from workbench.train.optimizer import optimizer
+from workbench.train.step import make_step
+
+Evaluator = Callable[[Any, str], dict[str, Any]]
+OPERATIONS = ("causal_conv1d", "selective_scan", "ssd")
+
+
+class TrainingFailed(Exception):
+    """A run that cannot go on: its loss, gradient or weights are no longer finite."""
+
+
+def train(
+    run: RunConfig,
+    folder: Path | str,
+    evaluators: dict[str, Evaluator],
+    *,
+    progress: bool | str = True,
+    wandb: str = "offline",
+    on_step: Callable[[int, dict[str, float]], None] | None = None,
+) -> dict[str, Any]:
+    """Trains a run in its folder and returns its result.json; continues one that was stopped, never repeats one.
+
+    Continuing gives the weights of never having stopped, bit for bit, on the same machine type, CPUs and JAX (a
+    difference is warned of). Evaluators are `(model, split) -> nested dict`: on "select" every `run.evaluate_every`
+    steps and at the end, on "test" at the end; a `score` in one's result (higher is better) picks the best checkpoint.
+    progress: whether to show a bar, or what to call it. on_step(step, metrics) runs one step late, so as not to wait.
+    Step n is the n-th update, on batch n - 1. Tokens are positions read, padding included; seconds are of training
+    alone, without compiling, evaluating and saving.
+
+    Raises TrainingFailed, naming the step, when the loss is not finite (checkpoints stay); ValueError for a folder
+    that holds another config (naming the first difference) or is half-written; RuntimeError while another process
+    trains there; OSError when the folder cannot be written.
+    """
+    folder = Path(folder)
+    with _opened(folder, run):
+        result = _read_json(folder / "result.json")
+        if result is not None and result["status"] == "finished":
+            return result
+        if result is not None and result["status"] == "nan":
+            raise TrainingFailed(f"{result['error']} (recorded earlier; delete {folder} to try again)")
+        _record_environment(folder)
+        tracker = track.start(run, folder, wandb)
+        result = None
+        try:
+            result = _train(run, folder, evaluators, progress, tracker, on_step)
+        except TrainingFailed:
+            result = _read_json(folder / "result.json")
+            raise
+        finally:
+            track.finish(tracker, result)
+        return result
+
+
+def _train(run, folder, evaluators, progress, tracker, on_step) -> dict[str, Any]:
+    stream = run.data.stream("train")
+    evaluated: dict[str, Any] = {}
+
+    def evaluate(split: str) -> dict[str, Any]:
+        return {name: evaluator(model, split) for name, evaluator in evaluators.items()}
+
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(contextlib.closing(checkpoint.open_checkpoints(folder)))
+        model, opt_state, position = _start(run, checkpoints)
+        for name in ("metrics.jsonl", "timing.jsonl"):
+            _truncate(folder / name, position.step)
+        bar = stack.enter_context(
+            tqdm(
+                total=run.steps,
+                initial=position.step,
+                desc=progress if isinstance(progress, str) else f"{run.arm} s{run.seed}",
+                unit="step",
+                mininterval=0.5,
+                disable=not progress,
+            )
+        )
+        batches = stack.enter_context(contextlib.closing(prefetch(stream, position.step, run.steps)))
+        step = None
+        waiting = None  # the step before, which is looked at while the next one runs
+        begun = time.perf_counter()
+        try:
+            for index, batch in batches:
+                if step is None:
+                    bar.set_postfix_str("compiling")
+                    step, compile_seconds = _compiled(run, model, opt_state, batch)
+                    position.compile_seconds += compile_seconds
+                    bar.unpause()  # time left is from steps alone
+                    begun = time.perf_counter()
+                model, opt_state, metrics = step(model, opt_state, batch)
+                if waiting is not None:
+                    _look(waiting, position, begun, bar, on_step)
+                waiting = (metrics, batch)
+                done = index + 1
+                last = done == run.steps
+                evaluating = last or _due(done, run.evaluate_every)
+                logging = evaluating or _due(done, run.log_every)
+                saving = last or _due(done, run.checkpoint_every)
+                if not (logging or saving):
+                    continue
+                values = _look(waiting, position, begun, bar, on_step)
+                waiting = None
+                position.seconds += time.perf_counter() - begun
+                if evaluating:
+                    evaluated = evaluate("select")
+                if logging:
+                    _log(folder, tracker, run, position, values, evaluated if evaluating else {})
+                if saving:
+                    score = _score(evaluated) if evaluating else None
+                    checkpoint.save(checkpoints, run, model, opt_state, position, score)
+                begun = time.perf_counter()
+            checkpoint.wait(checkpoints)
+        except FloatingPointError as error:
+            raise _failed(run, folder, position, checkpoints, str(error)) from None
+
+    result = _record(run, position) | {
+        "status": "finished",
+        "weights_hash": checkpoint.weights_hash(named(model)),
+        "final_loss": _rows(folder / "metrics.jsonl")[-1]["loss"],
+        "select": evaluated or evaluate("select"),
+        "evaluation": evaluate("test"),
+    }
+    _write_json(folder / "result.json", result)
+    return result
+
+
+def _start(run: RunConfig, checkpoints) -> tuple[Any, Any, Position]:
+    """Model, optimizer's state and position: of the last checkpoint, or of a run that has not begun."""
+    model = create(run.model, run.seed)
+    opt_state = jax.jit(optimizer(run.optimizer, run.steps).init)(model)
+    found = checkpoint.latest(checkpoints, run)
+    if found is None:
+        return model, opt_state, Position()
+    return checkpoint.put(model, found.model), checkpoint.put(opt_state, found.optimizer), found.position
+
+
+def _compiled(run: RunConfig, model: Any, opt_state: Any, batch: dict) -> tuple[Callable, float]:
+    """The compiled step, and the seconds that compiling took."""
+    begun = time.perf_counter()
+    return make_step(run).lower(model, opt_state, batch).compile(), time.perf_counter() - begun
+
+
+def _look(waiting: tuple, position: Position, begun: float, bar: tqdm, on_step) -> dict[str, float]:
+    """Moves the position past a step: waits for it to end, checks it, adds it up. Returns its metrics.
+
+    Raises FloatingPointError, the position still before the step, if the step's loss or gradient is not finite.
+    """
+    metrics, batch = waiting
+    values = {name: value.item() for name, value in jax.device_get(metrics).items() if value.ndim == 0}
+    for name in ("loss", "gradient_norm"):
+        if not math.isfinite(values[name]):
+            raise FloatingPointError(f"{name.replace('_', ' ')} is {values[name]} at step {position.step + 1}")
+    position.step += 1
+    position.tokens += batch["tokens"].size
+    position.digest = chain(position.digest, batch)
+    position.steps += 1
+    position.loss += values["loss"] * values["weight"]
+    position.weight += values["weight"]
+    position.gradient_norm += values["gradient_norm"]
+    rate = position.tokens / (position.seconds + time.perf_counter() - begun)
+    bar.set_postfix_str(f"loss {values['loss']:.3f}, {rate:,.0f} tokens/s", refresh=False)
+    bar.update()
+    if on_step is not None:
+        on_step(position.step, values)
+    return values
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _score(evaluated: dict[str, Any]) -> float | None:
+    """The mean `score` of the evaluators that give one."""
+    scores = [values["score"] for values in evaluated.values() if "score" in values]
+    return sum(scores) / len(scores) if scores else None
+
+
+def _log(folder: Path, tracker: Any, run: RunConfig, position: Position, values: dict, evaluated: dict) -> None:
+    """A row of metrics.jsonl and one of timing.jsonl; the loss and the gradient's norm are means since the last row."""
+    flops_per_token = count(run.model, run.data.length).train_flops_per_token
+    row = {
+        "step": position.step,
+        "loss": position.loss / position.weight,
+        "tokens": position.tokens,
+        "flops": position.tokens * flops_per_token,
+        "learning_rate": values["learning_rate"],
+        "gradient_norm": position.gradient_norm / position.steps,
+    } | {f"select/{name}": interval["mean"] for name, interval in track.intervals(evaluated)}
+    position.steps, position.loss, position.weight, position.gradient_norm = 0, 0.0, 0.0, 0.0
+    timing = {
+        "step": position.step,
+        "seconds": position.seconds,
+        "tokens_per_second": position.tokens / position.seconds,
+        "compile_seconds": position.compile_seconds,
+    }
+    for name, values in (("metrics.jsonl", row), ("timing.jsonl", timing)):
+        with (folder / name).open("a") as file:
+            file.write(json.dumps(values) + "\n")
+    track.log_row(tracker, row)
+
+
+def _record(run: RunConfig, position: Position) -> dict[str, Any]:
+    """What result.json says of every run, however it ended."""
+    counts = count(run.model, run.data.length)
+    return {
+        "run": run.name,
+        "study": run.study,
+        "arm": run.arm,
+        "seed": run.seed,
+        "role": run.role,
+        "status": None,
+        "steps": position.step,
+        "tokens": position.tokens,
+        "digest": position.digest,
+        "parameters": counts.parameters,
+        "non_embedding_parameters": counts.non_embedding_parameters,
+        "train_flops_per_token": counts.train_flops_per_token,
+        "state_bytes": counts.state_bytes,
+        "context": counts.context,
+        "seconds": position.seconds,
+        "compile_seconds": position.compile_seconds,
+        "tokens_per_second": position.tokens / position.seconds if position.seconds else None,
+        "implementation": {operation: resolve(operation) for operation in OPERATIONS},
+        "data": run.data.stream("train").facts(),
+        "parents": [],
+    }
+
+
+def _failed(run: RunConfig, folder: Path, position: Position, checkpoints, reason: str) -> TrainingFailed:
+    """Records a run that diverged, and gives the exception to raise."""
+    checkpoint.wait(checkpoints)
+    kept = sorted(checkpoints.all_steps())
+    message = (
+        f"{run.name}: {reason} of {run.steps}; "
+        + (f"the checkpoint of step {kept[-1]} is kept in {checkpoints.directory}" if kept else "no checkpoint was due")
+        + f"; a lower optimizer.learning_rate (now {run.optimizer.learning_rate:g}) or a longer warm-up may help"
+    )
+    _write_json(folder / "result.json", _record(run, position) | {"status": "nan", "error": message})
+    return TrainingFailed(message)
+
+
+# ---- the run's folder
+
+
+@contextlib.contextmanager
+def _opened(folder: Path, run: RunConfig) -> Iterator[None]:
+    """Holds the folder, which says that it is this run's, against other processes; death frees it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a")
+    except OSError as error:
+        raise OSError(
+            error.errno, f"the run's folder cannot be written ({error.strerror}); give another one", str(folder)
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(f"another process trains in {folder}; wait for it, or stop it and run again") from None
+        saved = _read_json(folder / "config.json")
+        if saved is not None:
+            checkpoint.check_config(saved, run, f"{folder}")
+        elif products := [n for n in ("metrics.jsonl", "result.json", "checkpoints") if (folder / n).exists()]:
+            raise ValueError(f"{folder} has {products[0]} and no config.json: not a whole run; delete it, or move it")
+        else:
+            _write_json(folder / "config.json", to_json(run))
+        yield
+
+
+def _record_environment(folder: Path) -> None:
+    """Writes environment.json; of a resumed run also those before that differed, after a warning if it matters."""
+    before, now = _read_json(folder / "environment.json"), environment()
+    earlier = []
+    if before is not None:
+        earlier = before.pop("earlier", [])
+        if changes := decisive_differences(before, now):
+            warnings.warn(
+                f"{folder} is resumed in another environment ({'; '.join(changes)}): "
+                f"its weights may differ from those of a run that never stopped",
+                stacklevel=3,
+            )
+        if before != now:
+            earlier = [*earlier, before]
+    _write_json(folder / "environment.json", now | ({"earlier": earlier} if earlier else {}))
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """The file's value, None if it is not there. Raises ValueError for one that is cut short."""
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is half-written ({error}); delete the run's folder to start anew") from error
+
+
+def _write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(part, path)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a log; a last one that was cut short is left out. Raises ValueError for any other that is broken."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise ValueError(
+                    f"{path} is broken in line {number} ({error}); delete the folder to start anew"
+                ) from error
+    return rows
+
+
+def _truncate(path: Path, step: int) -> None:
+    """Drops the rows after `step`."""
+    if path.exists():
+        part = path.with_name(path.name + ".part")
+        part.write_text("".join(json.dumps(row) + "\n" for row in _rows(path) if row["step"] <= step))
+        os.replace(part, path)

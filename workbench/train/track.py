@@ -1,0 +1,80 @@
+"""wandb: config, curves, a table of evaluations and a summary, in the run's own folder; offline unless asked."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from workbench.config import RunConfig, nearest, to_json
+
+MODES = ("offline", "online", "disabled")
+PROJECT = "workbench"
+SUMMARY = ("status", "steps", "tokens", "digest", "seconds", "tokens_per_second", "final_loss", "parameters")
+
+
+def start(run: RunConfig, folder: Path, mode: str) -> Any | None:
+    """wandb's run for this one: group = study, name = arm and seed. None when disabled (wandb is then not imported).
+
+    Only "online" waits for a network. A run that is resumed keeps its id, so that wandb joins the pieces.
+    Raises ValueError on an unknown mode.
+    """
+    if mode not in MODES:
+        raise ValueError(f"wandb {mode!r} is unknown; {nearest(mode, MODES)}")
+    if mode == "disabled":
+        return None
+    import wandb
+
+    before = sorted(folder.glob("wandb/*run-*"))
+    return wandb.init(
+        project=PROJECT,
+        group=run.study,
+        job_type=run.role,
+        name=f"{run.arm}-s{run.seed}",
+        id=before[-1].name.rpartition("-")[2] if before else secrets.token_hex(4),
+        resume="allow" if mode == "online" else None,
+        dir=str(folder),
+        mode=mode,
+        config=to_json(run) | {"run": run.name},
+        reinit="finish_previous",
+        save_code=False,
+        settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
+    )
+
+
+def log_row(tracker: Any | None, row: dict[str, float]) -> None:
+    """A row of metrics.jsonl at its step."""
+    if tracker is not None:
+        tracker.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
+
+
+def finish(tracker: Any | None, result: dict[str, Any] | None) -> None:
+    """The table of evaluations and the summary of result.json, then closes; without a result, closes as failed."""
+    if tracker is None:
+        return
+    if result is not None:
+        import wandb
+
+        columns = ["split", "evaluation", "mean", "low", "high"]
+        rows = [
+            [split, name, *(values.get(column) for column in columns[2:])]
+            for split, evaluations in (("test", result.get("evaluation", {})), ("select", result.get("select", {})))
+            for name, values in intervals(evaluations)
+        ]
+        if rows:
+            tracker.log({"evaluation": wandb.Table(columns=columns, data=rows)})
+        tracker.summary.update({name: result[name] for name in SUMMARY if name in result})
+    tracker.finish(exit_code=0 if result is not None and result["status"] == "finished" else 1)
+
+
+def intervals(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, float]]]:
+    """Every number of a nested evaluation as (`task/exact_match/4`, {mean, low, high}); lists are left out."""
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and "mean" in value:
+            yield name, value
+        elif isinstance(value, dict):
+            yield from intervals(value, f"{name}/")
+        elif isinstance(value, (int, float)):
+            yield name, {"mean": value}
