@@ -54,6 +54,22 @@ def test_a_resumed_run_keeps_its_id_so_that_wandb_joins_the_pieces(run, train, t
     assert len({path.stem for path in (tmp_path / "wandb").glob("offline-run-*/*.wandb")}) == 1
 
 
+def test_a_studys_figures_and_page_are_one_more_run_of_its_group(records, tmp_path):
+    from matplotlib import pyplot as plt
+
+    from workbench.train.track import log_study
+
+    (tmp_path / "figures").mkdir()
+    figure, _ = plt.subplots()
+    figure.savefig(tmp_path / "figures" / "recall.png")
+    (tmp_path / "report.html").write_text("<p>answer</p>")
+    log_study("toys", tmp_path, "offline")
+    (about,) = (record["run"] for record in records(tmp_path) if record["type"] == "run")
+    assert (about["run_group"], about["job_type"]) == ("toys", "report")
+    media = {path.suffix for path in (tmp_path / "wandb").glob("offline-run-*/files/media/**/*") if path.is_file()}
+    assert media == {".png", ".html"}
+
+
 def test_disabled_leaves_no_trace(whole):
     assert not (whole.folder / "wandb").exists()
 

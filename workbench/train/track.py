@@ -39,7 +39,7 @@ def start(run: RunConfig, folder: Path, mode: str) -> Any | None:
         config=to_json(run) | {"run": run.name},
         reinit="finish_previous",
         save_code=False,
-        settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
+        settings=_quiet(),
     )
 
 
@@ -66,6 +66,34 @@ def finish(tracker: Any | None, result: dict[str, Any] | None) -> None:
             tracker.log({"evaluation": wandb.Table(columns=columns, data=rows)})
         tracker.summary.update({name: result[name] for name in SUMMARY if name in result})
     tracker.finish(exit_code=0 if result is not None and result["status"] == "finished" else 1)
+
+
+def log_study(study: str, folder: Path, mode: str) -> None:
+    """A study's figures, as the report drew them in folder/figures, and its page: one more run in the study's group."""
+    if mode == "disabled":
+        return
+    import wandb
+
+    report = wandb.init(
+        project=PROJECT,
+        group=study,
+        job_type="report",
+        name="report",
+        dir=str(folder),
+        mode=mode,
+        reinit="finish_previous",
+        save_code=False,
+        settings=_quiet(),
+    )
+    figures = {f"figures/{path.stem}": wandb.Image(str(path)) for path in sorted((folder / "figures").glob("*.png"))}
+    report.log(figures | {"report": wandb.Html((folder / "report.html").read_text(), inject=False)})
+    report.finish()
+
+
+def _quiet() -> Any:
+    import wandb
+
+    return wandb.Settings(silent=True, console="off", x_disable_stats=True)
 
 
 def intervals(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, float]]]:

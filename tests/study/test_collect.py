@@ -1,0 +1,191 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from workbench.config import load_file
+from workbench.study import judge
+from workbench.study.collect import collect, study_json
+
+fake = load_file(Path(__file__).with_name("fake_study.py"))
+TWO = ("hybrid", "mamba2")
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Two arms, two seeds, Phonebook alone."""
+    return fake.write(tmp_path, TWO, text=False)
+
+
+def test_collecting_and_reporting_import_no_jax():
+    code = "import sys, workbench.study.report; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_everything_that_a_run_left_is_found_again(tmp_path):
+    record = study_json(collect(fake.write(tmp_path, seeds=(0, 1))))
+    arm = record["tasks"]["phonebook"]["arms"]["mamba2"]
+    assert [seed["seed"] for seed in arm["seeds"]] == [0, 1] and arm["pattern"] == "MMMM"
+    first = arm["seeds"][0]
+    assert first["digest"].startswith("00ab") and first["non_embedding_parameters"] == fake.SIZES["mamba2"]
+    assert first["validation_curve"][-1]["step"] == 1600 and first["validation_curve"][-1]["exact_match"] > 0.95
+    assert first["loss_curve"][1] == {"step": 40, "tokens": 40 * 1536, "flops": 40 * 1536 * 6e5, "seconds": 2.0} | {
+        "loss": first["loss_curve"][1]["loss"]
+    }
+    books = first["evaluation"]["phonebook"]
+    assert set(books["exact_match"]["8"]) >= {"mean", "low", "high"} and {c["entries"] for c in books["by_depth"]} == {
+        *fake.ENTRIES
+    }
+    assert 2.3 < record["tasks"]["text"]["arms"]["hybrid"]["mean"]["bits_per_byte"]["mean"] < 2.45
+    assert all(check["holds"] for task in record["tasks"].values() for check in task["checks"])
+
+
+def test_a_folder_without_runs_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no run folder"):
+        collect(tmp_path)
+    with pytest.raises(ValueError, match="is not a folder"):
+        collect(tmp_path / "nothing")
+
+
+def test_failed_unfinished_and_half_written_runs_are_kept_as_such(two):
+    fake.phonebook(two, "mamba", 0, status="nan", error="loss is nan at step 640")
+    path = fake.phonebook(two, "mamba", 1, status=None)
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1620, "lo')
+    error = {"output_type": "error", "ename": "MemoryError", "evalue": "no more", "traceback": []}
+    (path / "train.ipynb").write_text(json.dumps({"cells": [{"cell_type": "code", "outputs": [error]}]}))
+    (two / "broken").mkdir()
+    (two / "broken" / "config.json").write_text('{"arm": ')
+    study = collect(two)
+    found = {run.name.rpartition("-")[0]: (run.status, run.problem) for run in study.failures if run.config}
+    assert found["phonebook-mamba-s0"] == ("nan", "loss is nan at step 640")
+    assert found["phonebook-mamba-s1"] == ("failed at step 1600 of 1600", "MemoryError: no more")
+    assert "unreadable" in {run.status for run in study.failures}
+    assert not judge.verdicts(study, "phonebook")["mamba"].ranked
+    assert "phonebook-mamba-s1" in judge.first_line(study)
+
+
+def test_runs_that_the_experiment_names_are_missed_and_others_set_aside(two):
+    names = [run.name for run in collect(two).runs]
+    wanted = [{"run": name} for name in [*names[1:], "phonebook-transformer-s0-00000000"]]
+    (two / "experiment.json").write_text(json.dumps({"name": "phonebook", "runs": wanted}))
+    study = collect(two)
+    assert study.aside == [names[0]]
+    assert [run.status for run in study.failures] == ["not started"]
+
+
+def test_an_arm_that_read_another_stream_is_not_ranked(two):
+    for seed in (0, 1):
+        fake.phonebook(two, "mamba", seed, digest="ffee" * 16)
+    study = collect(two)
+    verdicts = judge.verdicts(study, "phonebook")
+    assert [arm for arm, verdict in verdicts.items() if not verdict.ranked] == ["mamba"]
+    assert "ffeeffee" in verdicts["mamba"].reasons[0]
+    assert not judge.checks(study, "phonebook")[0].holds
+    assert all("mamba" not in (c.first, c.second) for c in judge.comparisons(study))
+
+
+def test_where_two_streams_stand_against_each_other_neither_is_ranked(tmp_path):
+    fake.phonebook(tmp_path, "hybrid", 0)
+    fake.phonebook(tmp_path, "mamba2", 0, digest="ffee" * 16)
+    study = collect(tmp_path)
+    assert not any(verdict.ranked for verdict in judge.verdicts(study, "phonebook").values())
+    assert judge.headline(study) == ["No comparison on phonebook: no arm is ranked, and a comparison needs two."]
+
+
+def test_an_arm_that_took_other_steps_is_not_ranked(two):
+    for seed in (0, 1):
+        fake.phonebook(two, "mamba", seed, steps=2000)
+    (reason, _) = judge.verdicts(collect(two), "phonebook")["mamba"].reasons
+    assert reason == "data seed 0: 2000 steps where the others took 1600"
+
+
+def test_one_seed_of_two_below_95_percent_is_not_trained_and_counted(two):
+    fake.phonebook(two, "transformer", 0, truth=lambda arm, k: 0.4)
+    fake.phonebook(two, "transformer", 1)
+    study = collect(two)
+    verdict = judge.verdicts(study, "phonebook")["transformer"]
+    assert (verdict.trained, verdict.solved, verdict.seeds, verdict.ranked) == (False, 1, 2, False)
+    line = judge.first_line(study)
+    assert line.startswith("transformer is not trained") and "1 of 2 seeds solved" in line
+    assert not any("transformer" in sentence for sentence in judge.headline(study))
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.1])
+def test_twice_the_steps_must_change_little(two, drop):
+    for arm in TWO:
+        at = drop if arm == "mamba2" else 0.0
+        fake.phonebook(two, arm, 0, role="long", steps=3200, truth=lambda a, k, at=at: fake.truth(a, k) - at)
+    verdict = judge.verdicts(collect(two), "phonebook")["mamba2"]
+    assert verdict.converged == verdict.ranked == (drop == 0)
+    assert bool(verdict.reasons) == (drop > 0) and all("twice the steps" in reason for reason in verdict.reasons)
+
+
+def test_where_no_long_runs_were_made_the_first_line_says_so(two):
+    assert "Convergence was not checked" in judge.first_line(collect(two))
+    for arm in TWO:
+        fake.phonebook(two, arm, 0, role="long", steps=3200)
+    assert "Convergence" not in judge.first_line(collect(two))
+
+
+def test_arms_of_unequal_size_fail_the_check(two):
+    for seed in (0, 1):
+        fake.phonebook(two, "mamba", seed, non_embedding_parameters=140_000)
+    (check,) = (c for c in judge.checks(collect(two), "phonebook") if "parameters" in c.name)
+    assert not check.holds and "6.14 %" in check.detail
+
+
+@pytest.mark.parametrize("at", [0.001, 0.5])
+def test_with_the_entry_taken_out_an_arm_must_fall_to_chance(tmp_path, at):
+    for arm in TWO:
+        fake.phonebook(tmp_path, arm, 0, removed=at)
+    (check,) = (c for c in judge.checks(collect(tmp_path), "phonebook") if "removed" in c.name)
+    assert check.holds == (at < 0.1)
+
+
+def test_with_two_seeds_sentences_are_about_these_checkpoints_only(two):
+    first = judge.headline(collect(two))[0]
+    assert first.startswith("With 8 entries in the book (the most in training) hybrid has the highest exact match")
+    assert "ahead of mamba2" in first and "these checkpoints only: 2 seeds" in first
+
+
+def test_with_three_seeds_they_may_be_about_architectures(tmp_path):
+    study = collect(fake.write(tmp_path, TWO, seeds=(0, 1, 2), text=False))
+    assert "these architectures, paired over 3 seeds" in judge.headline(study)[0]
+
+
+def test_equal_arms_are_said_not_to_differ(tmp_path):
+    study = collect(fake.write(tmp_path, TWO, truth=lambda arm, k: 0.97 if k < 16 else 0.5, text=False))
+    assert not any(c.better for c in judge.comparisons(study))
+    headline = judge.headline(study)
+    assert all("no arm is seen to differ" in s for s in headline[::2]) and all(
+        "ahead in 0" in s for s in headline[1::2]
+    )
+
+
+def test_the_sentence_turns_with_the_data(tmp_path):
+    swapped = {"hybrid": "mamba2", "mamba2": "hybrid"}
+    study = collect(fake.write(tmp_path, TWO, truth=lambda arm, k: fake.truth(swapped[arm], k), text=False))
+    first, second, *_ = judge.headline(study)
+    assert "mamba2 has the highest exact match" in first and "ahead of hybrid" in first
+    assert "every arm without attention is ahead of every arm with" in second
+
+
+def test_fewer_bits_are_better(tmp_path):
+    fake.source(tmp_path, "transformer", 0)
+    fake.source(tmp_path, "hybrid", 0)
+    (comparison,) = judge.comparisons(collect(tmp_path))
+    assert comparison.better == "hybrid" and comparison.difference.mean > 0
+    assert judge.gap(comparison, "hybrid").startswith("0.2")
+
+
+def test_pairing_books_narrows_a_difference(tmp_path):
+    fake.write(tmp_path / "paired", TWO, text=False)
+    fake.write(tmp_path / "plain", TWO, text=False, keep=False)
+    widths = []
+    for name in ("paired", "plain"):
+        c = next(c for c in judge.comparisons(collect(tmp_path / name)) if c.entries == 24)
+        widths.append(c.difference.high - c.difference.low)
+    assert widths[0] < widths[1]

@@ -1,0 +1,117 @@
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from workbench.config import load_file
+from workbench.study import figures
+from workbench.study.collect import collect
+from workbench.study.report import html, report, terminal_table
+
+fake = load_file(Path(__file__).with_name("fake_study.py"))
+
+
+@pytest.fixture(scope="module")
+def troubled(tmp_path_factory):
+    """A study with everything in it: an untrained arm, another stream, a failure, a control, states; and its page."""
+    folder = tmp_path_factory.mktemp("phonebook")
+    fake.write(folder, ("hybrid", "mamba2"))
+    for seed in (0, 1):
+        fake.phonebook(folder, "transformer", seed, truth=lambda arm, k: 0.4)
+        fake.phonebook(folder, "no <b>positions", seed, role="control", truth=lambda arm, k: 0.97)
+    fake.phonebook(folder, "mamba", 0, digest="ffee" * 16)
+    fake.phonebook(folder, "mamba", 1, status="nan", error="loss is nan at step 640 <script>")
+    fake.phonebook(folder, "mamba2", 0, role="state", width=128, state_bytes=4 * fake.STATE["mamba2"])
+    page = report(folder)
+    return folder, page.read_text()
+
+
+def test_the_page_needs_nothing_but_itself(troubled):
+    _, page = troubled
+    assert not re.findall(r'(?:src|href)="(?!data:image/svg)', page) and "@import" not in page and "url(" not in page
+    assert page.count("<figure ") == page.count("data:image/svg+xml;base64,") >= 6
+
+
+def test_its_first_words_name_who_is_not_trained(troubled):
+    _, page = troubled
+    body = re.sub(r"<[^>]+>", " ", page[page.index("<body>") :]).strip()
+    assert body.startswith("transformer (phonebook) is not trained")
+    assert "0 of 2 seeds solved" in body[:400]
+
+
+def test_what_arms_are_called_and_what_failed_is_escaped(troubled):
+    _, page = troubled
+    assert "<b>positions" not in page and "<script>" not in page
+    assert "no &lt;b&gt;positions" in page and "loss is nan at step 640 &lt;script&gt;" in page
+
+
+def test_no_arm_that_is_not_ranked_is_compared(troubled):
+    folder, _ = troubled
+    record = json.loads((folder / "study.json").read_text())
+    assert {c[side] for c in record["comparisons"] for side in ("first", "second")} == {"hybrid", "mamba2"}
+    assert not any("transformer" in sentence or "mamba " in sentence for sentence in record["headline"])
+
+
+def test_an_arm_of_another_stream_is_not_drawn_and_the_reason_stands_across(troubled):
+    folder, _ = troubled
+    drawing = figures.recall(collect(folder), "phonebook")
+    assert "not drawn: mamba" in drawing.figure.get_suptitle() and "ffeeffee" in drawing.figure.get_suptitle()
+    assert {row["arm"] for row in drawing.rows if row["series"] == "arm"} == {"hybrid", "mamba2", "transformer"}
+    assert "not ranked (transformer)" in drawing.caption
+
+
+def test_every_figure_is_a_png_with_its_data_beside_it(troubled):
+    folder, _ = troubled
+    names = {path.stem for path in (folder / "figures").glob("*.png")}
+    assert names == {path.stem for path in (folder / "figures").glob("*.csv")}
+    assert names >= {f"phonebook-{kind}" for kind in ("recall", "depth", "learning", "state", "controls")} | {
+        "text-bits"
+    }
+    with (folder / "figures" / "phonebook-recall.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["arm"] == "hybrid" and row["measure"] == "exact_match"]
+    result = next(run for run in collect(folder).select("result", task="phonebook", arm="hybrid")).by_entries()
+    assert float(next(r for r in rows if r["seed"] == "0" and r["entries"] == "8")["mean"]) == result[8].mean
+
+
+def test_a_page_rebuilt_is_the_same_page(troubled):
+    folder, page = troubled
+    study = collect(folder)
+    drawing = figures.recall(study, "phonebook")
+    (again,) = re.findall(r"base64,[^\"]+", html(study, [drawing]))
+    # the report lays a figure out for its PNG first; the bytes of a figure laid out anew are the same
+    assert again == re.findall(r"base64,[^\"]+", html(study, [figures.recall(study, "phonebook")]))[0]
+    assert re.sub(r"<figure.*?</figure>\n", "", page, flags=re.DOTALL) == html(study, [])
+
+
+def test_the_page_says_what_it_cannot_say(troubled):
+    _, page = troubled
+    assert "trained on the task: the paper&#x27;s Phonebook is prompt-only" in page
+    assert "about these checkpoints only" in page and "Convergence was not checked at this scale" in page
+    assert "No controls" not in page  # there is one
+
+
+def test_the_terminals_table_is_aligned_and_fits(troubled):
+    folder, _ = troubled
+    text = terminal_table(collect(folder))
+    lines = text.splitlines()
+    assert max(map(len, lines)) < 110
+    rule = next(i for i, line in enumerate(lines) if line.startswith("---"))
+    assert len({len(line) for line in lines[rule - 1 : rule + 6]}) == 1
+    assert "transformer (!)" in text and lines[0].startswith("transformer (phonebook) is not trained")
+
+
+def test_colours_stay_with_their_arm_in_every_figure(troubled):
+    folder, _ = troubled
+    study = collect(folder)
+    styles = figures.styles(study)
+    assert len({style.colour for style in styles.values()}) == len(styles) == len(study.arms())
+    (ax, _), expected = figures.recall(study, "phonebook").figure.axes, styles["hybrid"].colour
+    assert expected in {line.get_color() for line in ax.lines}
+
+
+def test_a_study_in_which_nothing_finished_still_reports(tmp_path):
+    fake.phonebook(tmp_path, "hybrid", 0, status="nan", error="loss is nan at step 3")
+    page = report(tmp_path).read_text()
+    assert "loss is nan at step 3" in page and "no arm is ranked" in page

@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from workbench.evaluate.interval import Interval, clustered
+from workbench.study import statistics
+
+
+def _wilson(right, items):
+    return Interval(right / items, *stats.binomtest(right, items).proportion_ci(method="wilson"))
+
+
+def _books(rng, share, correlation, books, asked, trials):
+    """Right answers a book: beta-binomial, so that the queries of one book resemble each other."""
+    size = 1 / correlation - 1
+    return rng.binomial(asked, rng.beta(share * size, (1 - share) * size, (trials, books)))
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_the_paired_t_covers_with_seed_and_item_variance_present(seeds):
+    rng, trials, items = np.random.default_rng(seeds), 1000, 512
+    shared = rng.normal(0, 0.05, (trials, seeds))  # the data of a seed is hard or easy for both arms
+    a, b = (
+        rng.binomial(items, np.clip(m + shared + rng.normal(0, 0.04, shared.shape), 0, 1)) / items for m in (0.7, 0.6)
+    )
+    found = [statistics.paired_t(x, y) for x, y in zip(a, b, strict=True)]
+    assert 0.93 <= np.mean([d.low <= 0.1 <= d.high for d in found]) <= 0.97
+    assert found[0].p == pytest.approx(stats.ttest_rel(a[0], b[0]).pvalue, rel=1e-9)
+
+
+def test_two_seeds_make_no_claim_about_architectures():
+    with pytest.raises(ValueError, match="at least 3; got 2"):
+        statistics.paired_t([0.9, 0.8], [0.1, 0.2])
+    pair = (Interval(0.9, 0.85, 0.94), Interval(0.5, 0.42, 0.58), None)
+    checkpoints, architectures = statistics.compare([pair] * 2)
+    assert checkpoints.claim == "these checkpoints" and architectures is None
+    assert statistics.compare([pair] * 3)[1].claim == "these architectures"
+
+
+def test_seeds_that_happen_to_agree_are_no_surer_than_their_items():
+    pair = (Interval(0.9, 0.8, 0.95), Interval(0.8, 0.7, 0.88), None)
+    items = statistics.average([statistics.independent(*pair[:2])] * 3)
+    _, found = statistics.compare([pair] * 3)  # the three differences are equal: a t alone would have no width
+    assert found[:3] == pytest.approx(items) and found.p > 1e-4
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.95, 0.9), (0.6, 0.6), (0.995, 0.99)])
+def test_differences_between_checkpoints_cover_paired_and_not(a, b):
+    rng, trials, books, asked = np.random.default_rng(1), 200, 64, 8
+    right = [_books(rng, share, 0.2, books, asked, trials) for share in (a, b)]
+    covered = []
+    for x, y in zip(*right, strict=True):
+        found = statistics.paired_clusters(x / asked, y / asked)
+        if found is None:
+            found = statistics.independent(*(clustered(z, [asked] * books) for z in (x, y)))
+        covered.append(found.low <= a - b <= found.high)
+    assert np.mean(covered) >= 0.92
+
+
+def test_arms_that_do_not_differ_are_called_different_in_at_most_five_percent():
+    rng, trials, books, asked = np.random.default_rng(2), 200, 32, 8
+    false = 0
+    for _ in range(trials):
+        seeds = []
+        for shared in np.clip(0.7 + rng.normal(0, 0.05, 3), 0, 1):
+            x, y = (
+                _books(rng, share, 0.2, books, asked, 1)[0]
+                for share in np.clip(shared + rng.normal(0, 0.05, 2), 0.01, 0.99)
+            )
+            each = [_wilson(int(z.sum()), asked * books) for z in (x, y)]
+            seeds.append((*each, statistics.paired_clusters(x / asked, y / asked)))
+        false += statistics.compare(seeds)[1].p < 0.05
+    assert false <= 0.05 * trials
+
+
+def test_few_clusters_that_differ_give_no_interval_of_their_own():
+    assert statistics.paired_clusters([1.0] * 40, [1.0] * 36 + [0.5] * 4) is None
+
+
+def test_holm_adjusts_by_hand_computed_values():
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([]) == [] and statistics.holm([0.6, 0.9]) == [1.0, 1.0]
+
+
+def test_newcombes_interval_is_the_published_one():
+    # Newcombe 1998, Statistics in Medicine 17, table II (a), method 10: 56/70 - 48/80
+    found = statistics.independent(_wilson(56, 70), _wilson(48, 80))
+    assert found == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
+
+
+def test_checkpoints_asked_the_same_books_cover_no_less_for_being_many():
+    rng, trials, books, asked, seeds = np.random.default_rng(3), 200, 48, 8, 3
+    covered = []
+    for _ in range(trials):
+        hard = rng.normal(0, 1.2, books)  # a book is hard for every checkpoint
+        right = rng.binomial(asked, 1 / (1 + np.exp(-1 - hard)), (seeds, books))
+        found = statistics.average([clustered(row, [asked] * books) for row in right])
+        covered.append(found.low <= TRUTH <= found.high)
+    assert np.mean(covered) >= 0.92
+
+
+TRUTH = float(np.mean(1 / (1 + np.exp(-1 - 1.2 * stats.norm.ppf((np.arange(10_000) + 0.5) / 10_000)))))

@@ -1,0 +1,155 @@
+import dataclasses
+import json
+
+import pytest
+
+from workbench.config import ModelConfig, OptimizerConfig, PhonebookConfig, PhonebookEvaluation, RunConfig
+from workbench.study.experiment import Experiment, load
+from workbench.study.tune import check_grid, choose, describe, measure
+
+RATES = (1e-3, 3e-3, 1e-2)
+
+
+def run(arm, rate, seed, role="tuning"):
+    return RunConfig(
+        "s", arm, ModelConfig("*-", 16, 76), PhonebookConfig(seed=seed), PhonebookEvaluation(),
+        OptimizerConfig(learning_rate=rate), seed=seed, role=role,
+    )  # fmt: skip
+
+
+def experiment(folder, runs):
+    reported = tuple(run(arm, 1e-3, 0, "result") for arm in ("a", "b"))
+    return Experiment("s", folder / "s.py", "demo", folder, "", reported, tuple(runs))
+
+
+def grid(arms=("a", "b"), rates=RATES, seeds=(10, 11)):
+    return [run(arm, rate, seed) for arm in arms for rate in rates for seed in seeds]
+
+
+def write(folder, run, exact_match, status="finished"):
+    (folder / run.name).mkdir()
+    by_size = {str(k): {"mean": exact_match} for k in (2, 4)}
+    result = {"status": status, "select": {"phonebook": {"exact_match": by_size, "trained_entries": [2]}}}
+    (folder / run.name / "result.json").write_text(json.dumps(result))
+
+
+def test_the_rate_with_the_best_mean_over_seeds_on_select_is_chosen(tmp_path):
+    runs = grid()
+    for each in runs:
+        # One seed alone would choose 1e-2.
+        value = {1e-3: 0.1, 3e-3: 0.6, 1e-2: {10: 0.9, 11: 0.2}[each.seed]}[each.optimizer.learning_rate]
+        write(tmp_path, each, value)
+    chosen = choose(experiment(tmp_path, runs))
+    assert {c["arm"]: c["learning_rate"] for c in chosen["choices"]} == {"a": 3e-3, "b": 3e-3}
+    assert not any(c["at_edge"] for c in chosen["choices"])
+    assert json.loads((tmp_path / "tuning.json").read_text()) == chosen
+    assert experiment(tmp_path, runs).tuned == {"phonebook/a": 3e-3, "phonebook/b": 3e-3}
+
+
+def test_a_best_rate_at_the_edge_asks_for_a_wider_grid_for_every_arm(tmp_path):
+    runs = grid()
+    for each in runs:
+        write(
+            tmp_path,
+            each,
+            each.optimizer.learning_rate if each.arm == "a" else -abs(each.optimizer.learning_rate - 3e-3),
+        )
+    it = experiment(tmp_path, runs)
+    text = describe(choose(it), it)
+    assert "phonebook a: 0.01" in text and "phonebook b: 0.003" in text
+    assert "The best rate of phonebook a lies at the grid's edge: widen the grid, for every arm alike" in text
+    assert "the experiment uses 0.001: put this one there" in text
+
+
+def test_a_rate_that_diverged_is_never_chosen(tmp_path):
+    runs = grid()
+    for each in runs:
+        diverged = each.optimizer.learning_rate == 1e-2 and each.seed == 10
+        write(tmp_path, each, each.optimizer.learning_rate, "nan" if diverged else "finished")
+    assert {c["learning_rate"] for c in choose(experiment(tmp_path, runs))["choices"]} == {3e-3}
+
+
+def test_equal_rates_go_to_the_smaller(tmp_path):
+    runs = grid()
+    for each in runs:
+        write(tmp_path, each, 1.0)
+    assert {c["learning_rate"] for c in choose(experiment(tmp_path, runs))["choices"]} == {1e-3}
+
+
+def test_an_unfinished_tuning_run_leaves_nothing_chosen(tmp_path):
+    runs = grid()
+    for each in runs[1:]:
+        write(tmp_path, each, 0.5)
+    with pytest.raises(ValueError, match=f"{runs[0].name} is not finished"):
+        choose(experiment(tmp_path, runs))
+    assert not (tmp_path / "tuning.json").exists()
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        grid(("a",)) + grid(("b",), RATES[:2]),
+        grid(("a",)) + grid(("b",), seeds=(10, 12)),
+        grid()[1:],
+    ],
+    ids=["fewer rates", "other seeds", "a hole"],
+)
+def test_arms_tuned_unlike_are_refused(runs):
+    with pytest.raises(ValueError, match="same rates and seeds"):
+        check_grid(runs)
+
+
+def test_fewer_bits_are_better():
+    assert measure({"text": {"bits_per_byte": {"mean": 2.5}}}) == ("bits_per_byte", -2.5)
+    assert measure({"own": {"score": 0.3}}) == ("score", 0.3)
+    with pytest.raises(ValueError, match="tuning needs exact_match, bits_per_byte, score"):
+        measure({"own": {"other": 1}})
+
+
+FILE = """
+import dataclasses
+from workbench.config import ModelConfig, PhonebookConfig, PhonebookEvaluation, RunConfig
+SCALES = ("demo", "full")
+def runs(scale):
+    run = RunConfig("s", "a", ModelConfig("*-", 16, 76), PhonebookConfig(seed=0), PhonebookEvaluation(), seed=0)
+    return [run, dataclasses.replace(run, seed=1, data=PhonebookConfig(seed=1))]
+def tuning(scale):
+    return [dataclasses.replace(run, seed=run.seed + SHIFT, role="tuning") for run in runs(scale)]
+"""
+
+
+def test_seeds_that_are_tuned_on_may_not_be_reported(tmp_path):
+    path = tmp_path / "shared.py"
+    path.write_text(FILE.replace("SHIFT", "1"))
+    with pytest.raises(ValueError, match="seed 1 is both tuned on and reported"):
+        load(path)
+    path = tmp_path / "shared_data.py"
+    path.write_text(FILE.replace("SHIFT", "10"))
+    with pytest.raises(ValueError, match=r"data.seed 0, 1 is both tuned on and reported"):
+        load(path)
+
+
+def test_an_unknown_scale_is_refused_with_the_choices(tmp_path):
+    path = tmp_path / "scaled.py"
+    path.write_text(FILE.partition("def tuning")[0])
+    with pytest.raises(ValueError, match="no scale 'ful'; did you mean 'full'"):
+        load(path, "ful")
+
+
+def test_overrides_reach_every_run_and_have_a_folder_of_their_own(tmp_path):
+    path = tmp_path / "overridden.py"
+    path.write_text(FILE.partition("def tuning")[0])
+    changed = load(path, "full", ["steps=20", "optimizer.learning_rate=3e-3"])
+    assert {(r.steps, r.optimizer.learning_rate) for r in changed.runs} == {(20, 3e-3)}
+    assert changed.folder == tmp_path / "runs" / "overridden-full-steps-20-optimizer.learning_rate-3e-3"
+    assert load(path).folder == tmp_path / "runs" / "overridden"
+    with pytest.raises(ValueError, match="no field 'stepps'; did you mean 'steps'"):
+        load(path, overrides=["stepps=20"])
+
+
+def test_an_override_that_makes_two_runs_one_is_refused(tmp_path):
+    path = tmp_path / "doubled.py"
+    path.write_text(FILE.partition("def tuning")[0])
+    with pytest.raises(ValueError, match="more than once"):
+        load(path, overrides=["seed=3", "data.seed=3"])
+    assert len({dataclasses.astuple(run)[6] for run in load(path).runs}) == 2

@@ -1,0 +1,98 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from workbench import __version__
+from workbench.command import main
+
+COMMANDS = ("run", "report", "sizes", "evaluate", "check")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches_by_example(command, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([command, "--help"])
+    assert exit.value.code == 0
+    text = capsys.readouterr().out
+    assert "example" in text and f"  workbench {command} " in text
+
+
+def test_help_answers_without_jax_or_notebook_machinery():
+    code = (
+        "import sys\nfrom workbench.command import main\ntry:\n    main(['--help'])\nexcept SystemExit: pass\n"
+        "print([m for m in ('jax', 'numpy', 'papermill', 'nbformat', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_version_is_printed(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"workbench {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "experiments/nothing.py"], "nothing.py is not there"),
+        (["report", "runs/nothing"], "holds no runs"),
+        (["evaluate", "entries=3"], "no run folder given"),
+        (["evaluate", "runs/nothing"], "has no checkpoints"),
+        (["check", "nothing.py"], "nothing.py is not there"),
+    ],
+    ids=["file", "study", "no run", "run", "layer"],
+)
+def test_bad_input_is_one_clean_line_and_status_2(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"workbench {arguments[0]}: ") and message in err
+    assert err.count("\n") == 1
+
+
+def test_an_unknown_override_is_refused_with_the_nearest(capsys, root):
+    assert main(["run", str(root / "experiments" / "waleffe_8b.py"), "optimizer.learning_rat=3e-3"]) == 2
+    assert "did you mean 'learning_rate'" in capsys.readouterr().err
+
+
+def test_sizes_prints_a_table_and_with_json_a_list_of_objects(capsys, root):
+    path = str(root / "experiments" / "waleffe_8b.py")
+    assert main(["sizes", path, "--json", "--context", "1024"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    fields = {"name", "pattern", "parameters", "non_embedding_parameters", "train_flops_per_token", "state_bytes"}
+    assert all(fields <= row.keys() and row["context"] == 1024 for row in rows)
+    assert main(["sizes", path]) == 0
+    table = capsys.readouterr().out
+    assert all(row["name"] in table for row in rows)
+
+
+MIXER = """
+from dataclasses import dataclass
+from workbench.config import MLPConfig
+
+@dataclass(frozen=True)
+class Mine(MLPConfig):
+    hidden: int | None = 8
+
+@dataclass(frozen=True)
+class NoLayer:
+    size: int = 1
+"""
+
+
+@pytest.mark.slow
+def test_check_says_of_each_promise_whether_it_holds(tmp_path, capsys):
+    (tmp_path / "mixer.py").write_text(MIXER)
+    assert main(["check", str(tmp_path / "mixer.py")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Mine" and len(lines) > 3
+    assert all(line.startswith("  holds") for line in lines[1:])
+
+
+def test_a_file_without_a_layer_is_refused(tmp_path, capsys):
+    (tmp_path / "nolayer.py").write_text("x = 1\n")
+    assert main(["check", str(tmp_path / "nolayer.py")]) == 2
+    assert "defines no layer config" in capsys.readouterr().err

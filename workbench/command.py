@@ -1,0 +1,197 @@
+"""The command line: a thin face over the functions, which are imported when a command needs them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from workbench import __version__
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The `workbench` command. Exit status: 0 done, 1 some run failed, 2 a wrong command or input, 130 stopped."""
+    given = parser().parse_args(arguments)
+    try:
+        return given.call(given) or 0
+    except ValueError as error:
+        print(f"workbench {given.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"workbench {given.command}: stopped", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="workbench",
+        description="Compares sequence architectures on the same data and the same budget.",
+        epilog="""A study is one Python file: its docstring says the question, its runs() what is run.
+
+  workbench sizes experiments/phonebook.py      what would be compared, before anything runs
+  workbench run experiments/phonebook.py        train, evaluate, report; again: resume, or do nothing
+  workbench report runs/phonebook               make the report again from the folders
+
+`workbench COMMAND --help` explains each.""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"workbench {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name, call, text, epilog):
+        each = commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        each.set_defaults(call=call)
+        return each
+
+    each = command(
+        "run",
+        _run,
+        "run what is not yet done of an experiment and make its report",
+        """examples:
+  workbench run experiments/phonebook.py                   the demo scale, two processes on two cores
+  workbench run experiments/phonebook.py --scale full      the larger scale; stop and resume at will
+  workbench run experiments/phonebook.py --tune            try the grid of learning rates, choose by the select split
+  workbench run experiments/phonebook.py steps=20          every run with 20 steps, in a folder of its own
+  workbench run experiments/phonebook.py optimizer.learning_rate=3e-3 model.symbols.M.state=64
+
+Overrides are name=value, names as in workbench/config.py; an unknown one is refused with the nearest.
+A run that fails is named at the end and marked in the report; the others go on, and the same command retries it.""",
+    )
+    each.add_argument("file", metavar="FILE", help="an experiment file, such as experiments/phonebook.py")
+    each.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="changes to every run")
+    each.add_argument("--scale", help="one of the file's SCALES (default: the first)")
+    each.add_argument("--jobs", type=int, help="runs at a time (default: one a core, at most 8; one on a GPU)")
+    each.add_argument("--tune", action="store_true", help="run the tuning runs and choose the learning rates")
+    each.add_argument("--wandb", choices=("online", "offline", "disabled"), default="offline", help="default: offline")
+
+    each = command(
+        "report",
+        _report,
+        "make the report of a study again from its folders",
+        """example:
+  workbench report runs/phonebook       writes runs/phonebook/report.html, its figures and their numbers""",
+    )
+    each.add_argument("folder", metavar="STUDY_FOLDER")
+
+    each = command(
+        "sizes",
+        _sizes,
+        "print parameters, FLOPs a token and state bytes of an experiment's architectures",
+        """examples:
+  workbench sizes experiments/waleffe_8b.py
+  workbench sizes experiments/phonebook.py --json --context 4096
+
+Nothing is built or trained: the numbers follow from the configs alone.""",
+    )
+    each.add_argument("file", metavar="FILE", help="an experiment file")
+    each.add_argument("--scale", help="one of the file's SCALES (default: the first)")
+    each.add_argument("--context", type=int, default=4096, help="tokens at which the state is counted (default: 4096)")
+    each.add_argument("--json", action="store_true", help="a list of objects instead of a table")
+
+    each = command(
+        "evaluate",
+        _evaluate,
+        "evaluate finished runs again, on another split or with another evaluation",
+        """examples:
+  workbench evaluate runs/phonebook/phonebook-hybrid-s0-1a2b3c4d
+  workbench evaluate runs/phonebook/phonebook-*-s0-* entries=16,32,64 books=32
+  workbench evaluate runs/phonebook/phonebook-hybrid-s0-1a2b3c4d --split select
+
+Overrides change the run's evaluation (its fields: PhonebookEvaluation, TextEvaluation in workbench/config.py).
+Prints a JSON object a run, one a line.""",
+    )
+    each.add_argument("items", nargs="+", metavar="RUN_FOLDER | NAME=VALUE", help="run folders, then overrides")
+    each.add_argument("--split", choices=("select", "test"), default="test", help="default: test")
+
+    each = command(
+        "check",
+        _check,
+        "test a layer of your own: causality, cutting, packing, counts and gradients",
+        """example:
+  workbench check experiments/my_mixer.py
+
+The file defines a layer config (see experiments/my_mixer.py); every layer config in it is tested.""",
+    )
+    each.add_argument("file", metavar="FILE", help="a Python file with a layer config")
+    return top
+
+
+def _run(given: argparse.Namespace) -> int:
+    from workbench.study.execute import run
+
+    outcome = run(
+        given.file,
+        scale=given.scale,
+        overrides=given.overrides,
+        jobs=given.jobs,
+        wandb=given.wandb,
+        tune=given.tune,
+    )
+    return 1 if outcome.failures else 0
+
+
+def _report(given: argparse.Namespace) -> None:
+    from workbench.study.execute import compare
+
+    print(f"report: {compare(Path(given.folder))}")
+
+
+def _sizes(given: argparse.Namespace) -> None:
+    from workbench.study import sizes
+    from workbench.study.experiment import load
+
+    rows = sizes.rows(load(given.file, given.scale).runs, given.context)
+    print(json.dumps(rows, indent=1) if given.json else sizes.table(rows))
+
+
+def _evaluate(given: argparse.Namespace) -> None:
+    folders = [item for item in given.items if "=" not in item]
+    overrides = [item for item in given.items if "=" in item]
+    if not folders:
+        raise ValueError("no run folder given; they are in a study's folder, such as runs/phonebook")
+    from workbench.config import override
+    from workbench.train.checkpoint import load_model
+
+    for folder in folders:
+        run, model = load_model(folder)
+        evaluation = override(run.evaluation, *overrides)
+        values = evaluation.build(dataclasses.replace(run, evaluation=evaluation))(model, given.split)
+        print(json.dumps({"run": run.name, "folder": folder, "split": given.split, **values}), flush=True)
+
+
+def _check(given: argparse.Namespace) -> int:
+    from workbench.config import LayerConfig, load_file
+
+    module = load_file(given.file)
+    layers = [
+        value
+        for value in vars(module).values()
+        if dataclasses.is_dataclass(value) and value.__module__ == module.__name__ and issubclass(value, LayerConfig)
+    ]
+    if not layers:
+        raise ValueError(
+            f"{given.file} defines no layer config: a frozen dataclass with build, parameters, operations and "
+            "state_bytes, such as the one in experiments/my_mixer.py"
+        )
+    from workbench.model.contract import check
+
+    broken = 0
+    for layer in layers:
+        print(layer.__name__, flush=True)
+        for result in check(layer()):
+            print(f"  {'holds ' if result.held else 'BROKEN'}  {result.promise}: {result.seen}")
+            broken += not result.held
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,339 @@
+"""A study read back from its run folders alone: finished, failed and unfinished runs alike. Imports no JAX."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workbench.evaluate.interval import Interval
+
+FINISHED = "finished"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run folder holds, as plain JSON. `status` is "finished" or says how far the run came."""
+
+    name: str
+    config: dict[str, Any] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    timing: list[dict[str, Any]] = field(default_factory=list)
+    status: str = FINISHED
+    problem: str = ""  # what is known of a failure
+
+    @property
+    def finished(self) -> bool:
+        return self.status == FINISHED
+
+    @property
+    def task(self) -> str:
+        return self.config["data"]["class"].rpartition(":")[2].removesuffix("Config").lower()
+
+    @property
+    def arm(self) -> str:
+        return self.config["arm"]
+
+    @property
+    def role(self) -> str:
+        """What the report does with the run: result, tuning, control, state or long."""
+        return self.config.get("role", "result")
+
+    @property
+    def data_seed(self) -> int:
+        return self.config["data"].get("seed", 0)
+
+    @property
+    def replicate(self) -> tuple[int, int]:
+        """(seed of the data, seed of the initialisation): what the arms of a comparison share."""
+        return self.data_seed, self.config.get("seed", 0)
+
+    @property
+    def attends(self) -> bool:
+        """Whether a symbol of the pattern is bound to attention."""
+        model = self.config["model"]
+        return any(
+            "Attention" in layer["class"].rpartition(":")[2]
+            for letter, layer in model["symbols"].items()
+            if letter in model["pattern"]
+        )
+
+    def evaluation(self, measure: str) -> dict[str, Any]:
+        """The evaluation on test that holds this measure ("exact_match", "bits_per_byte"); {} where there is none."""
+        found = self.result.get("evaluation", {}).values()
+        return next((e for e in found if isinstance(e, dict) and measure in e), {})
+
+    def by_entries(self, measure: str = "exact_match") -> dict[int, Interval]:
+        """The measure for each number of entries in the book, ascending."""
+        sizes = self.evaluation(measure).get(measure, {})
+        return {int(k): interval(sizes[k]) for k in sorted(sizes, key=int)}
+
+    @property
+    def trained_entries(self) -> list[int]:
+        """Sizes of the books seen in training."""
+        evaluation = self.evaluation("exact_match")
+        return sorted(int(k) for k in evaluation.get("trained_entries") or self.config["data"].get("entries", ()))
+
+    @property
+    def bits_per_byte(self) -> Interval | None:
+        found = self.evaluation("bits_per_byte").get("bits_per_byte")
+        return interval(found) if found else None
+
+    def curve(self) -> list[dict[str, Any]]:
+        """Rows of {step, tokens, flops, seconds, loss} as far as they were logged."""
+        times = [(row["step"], row["seconds"]) for row in self.timing if "seconds" in row]
+        out = []
+        for row in self.metrics:
+            if "loss" not in row:
+                continue
+            kept = {key: row[key] for key in ("step", "tokens", "flops", "loss") if key in row}
+            if times:
+                kept["seconds"] = float(np.interp(row["step"], *zip(*times, strict=True)))
+            out.append(kept)
+        return out
+
+    def select_curve(self) -> list[dict[str, Any]]:
+        """Rows of {step, tokens, flops, seconds, exact_match, ...}: what was measured on the select split on the way.
+
+        `exact_match` is the mean over the sizes in training.
+        """
+        times = [(row["step"], row["seconds"]) for row in self.timing if "seconds" in row]
+        out = []
+        for row in self.metrics:
+            values = {key.removeprefix("select/"): v for key, v in _leaves(row) if key.startswith("select/")}
+            if not values:
+                continue
+            kept = {key: row[key] for key in ("step", "tokens", "flops") if key in row}
+            if times:
+                kept["seconds"] = float(np.interp(row["step"], *zip(*times, strict=True)))
+            sizes = [_of_size(values, k) for k in self.trained_entries]
+            if sizes and None not in sizes:
+                kept["exact_match"] = float(np.mean(sizes))
+            bits = [v for key, v in values.items() if key.split("/")[-1] == "bits_per_byte"]
+            bits += [v for key, v in values.items() if key.endswith("bits_per_byte/mean")]
+            if bits:
+                kept["bits_per_byte"] = bits[0]
+            out.append(kept)
+        return out
+
+
+@dataclass(frozen=True)
+class Study:
+    """The runs of a study's folder, in the experiment's order, else attention first, then by name.
+
+    `facts` is experiment.json where the driver left one: name, scale, docstring, overrides and the runs asked for.
+    """
+
+    folder: Path
+    runs: list[Run]
+    facts: dict[str, Any] = field(default_factory=dict)
+    aside: list[str] = field(default_factory=list)  # folders of runs that the experiment no longer names
+
+    @property
+    def name(self) -> str:
+        return self.facts.get("name") or next(
+            (run.config["study"] for run in self.runs if run.config), self.folder.name
+        )
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(dict.fromkeys(run.task for run in self.select("result")))
+
+    @property
+    def failures(self) -> list[Run]:
+        """Runs that did not finish; a tuning run whose loss broke is a finding about its rate, no failure."""
+        return [run for run in self.runs if not run.finished and not (run.config and run.role == "tuning")]
+
+    def select(self, *roles: str, task: str | None = None, arm: str | None = None) -> list[Run]:
+        """Runs that have a config, of these roles (all, if none is given), task and arm."""
+        return [
+            run
+            for run in self.runs
+            if run.config
+            and (not roles or run.role in roles)
+            and (task is None or run.task == task)
+            and (arm is None or run.arm == arm)
+        ]
+
+    def arms(self, *roles: str, task: str | None = None) -> list[str]:
+        return list(dict.fromkeys(run.arm for run in self.select(*roles, task=task)))
+
+
+def collect(folder: str | Path) -> Study:
+    """The study in a folder of run folders. Raises ValueError if there is none."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; give the folder of a study, such as runs/phonebook")
+    facts = _read(folder / "experiment.json", {})
+    paths = {path.parent.name: path.parent for path in folder.glob("*/config.json")}
+    if not paths and not facts:
+        raise ValueError(f"{folder} holds no run folder (none has a config.json); run the experiment first")
+    found = {name: _run(path) for name, path in paths.items()}
+    if "runs" not in facts:
+        return Study(folder, sorted(found.values(), key=_order), facts)
+    named = [row["run"] for row in facts["runs"]]
+    runs = [found.pop(name, None) or Run(name, status="not started") for name in named]
+    runs += [found.pop(name) for name in sorted(found) if found[name].config and found[name].role == "tuning"]
+    return Study(folder, runs, facts, sorted(found))
+
+
+def interval(entry: dict[str, Any]) -> Interval:
+    """An evaluation's {mean, low, high}."""
+    return Interval(float(entry["mean"]), float(entry["low"]), float(entry["high"]))
+
+
+def _order(run: Run) -> tuple:
+    if not run.config:
+        return (1, run.name)
+    pattern = run.config["model"]["pattern"]
+    share = pattern.count("*") / len(pattern)
+    return (0, run.task, run.role != "result", not run.attends, -share, run.arm, run.replicate, run.name)
+
+
+def _run(folder: Path) -> Run:
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        config["arm"], config["model"]["pattern"], config["data"]["class"]
+    except (ValueError, KeyError, TypeError) as error:
+        return Run(folder.name, status="unreadable", problem=f"config.json cannot be read: {error!r}")
+    result = _read(folder / "result.json", {})
+    problem = result.get("error") or _notebook_error(folder / "train.ipynb")
+    metrics, timing = (_lines(folder / name) for name in ("metrics.jsonl", "timing.jsonl"))
+    status = result.get("status")
+    if status is None:
+        last = max((row.get("step", 0) for row in metrics), default=0)
+        status = f"{'failed' if problem else 'unfinished'} at step {last} of {config.get('steps', '?')}"
+    return Run(folder.name, config, result, metrics, timing, status, "" if status == FINISHED else problem)
+
+
+def _read(path: Path, default: dict) -> dict:
+    """JSON of a file; the default if it is not there or was cut off while being written."""
+    try:
+        found = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return default
+    return found if isinstance(found, dict) else default
+
+
+def _lines(path: Path) -> list[dict]:
+    """JSON lines up to the first that is cut off."""
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def _notebook_error(path: Path) -> str:
+    """`ValueError: what it said` from the first cell of an executed notebook that raised."""
+    for cell in _read(path, {}).get("cells", ()):
+        for output in cell.get("outputs", ()):
+            if output.get("output_type") == "error":
+                return f"{output.get('ename', 'Error')}: {output.get('evalue', '')}".strip()[:300]
+    return ""
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """Every number with its path, `select/exact_match/4`."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leaves(item, f"{path}/{key}" if path else str(key))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield path, value
+
+
+def _of_size(values: dict[str, float], entries: int) -> float | None:
+    for key, value in values.items():
+        if f"{key}/".endswith((f"exact_match/{entries}/", f"exact_match/{entries}/mean/")):
+            return value
+    return None
+
+
+# ---- the record of a study
+
+
+def study_json(study: Study) -> dict[str, Any]:
+    """study.json: what was run and found by task, arm and seed, with checks, verdicts, comparisons and headline."""
+    from workbench.study import judge
+
+    tasks: dict[str, Any] = {}
+    for task in study.tasks:
+        verdicts = judge.verdicts(study, task)
+        arms = {}
+        for arm in study.arms("result", "control", task=task):
+            runs = study.select("result", "control", task=task, arm=arm)
+            arms[arm] = {
+                "role": runs[0].role,
+                "pattern": runs[0].config["model"]["pattern"],
+                "verdict": verdicts[arm]._asdict() | {"ranked": verdicts[arm].ranked},
+                "mean": _means(runs),
+                "seeds": [_record(run) for run in runs],
+            }
+        tasks[task] = {
+            "arms": arms,
+            "checks": [check._asdict() for check in judge.checks(study, task)],
+            "others": [_record(run) for run in study.select("long", "state", task=task)],
+            "tuning_runs": len(study.select("tuning", task=task)),
+        }
+    return {
+        "study": study.name,
+        "scale": study.facts.get("scale"),
+        "first_line": judge.first_line(study),
+        "headline": judge.headline(study),
+        "tasks": tasks,
+        "comparisons": [comparison.record() for comparison in judge.comparisons(study)],
+        "failures": [{"run": r.name, "status": r.status, "problem": r.problem} for r in study.failures],
+        "set_aside": study.aside,
+    }
+
+
+def _means(runs: list[Run]) -> dict[str, Any]:
+    from workbench.study.judge import mean_of
+
+    out: dict[str, Any] = {}
+    for measure in ("exact_match", "digit_accuracy"):
+        sizes = dict.fromkeys(k for run in runs for k in run.by_entries(measure))
+        if sizes:
+            out[measure] = {str(k): mean_of(runs, measure, k)._asdict() for k in sizes}
+    if any(run.bits_per_byte for run in runs):
+        out["bits_per_byte"] = mean_of(runs, "bits_per_byte")._asdict()
+    return out
+
+
+RESULTS = (
+    "digest",
+    "steps",
+    "tokens",
+    "parameters",
+    "non_embedding_parameters",
+    "train_flops_per_token",
+    "state_bytes",
+    "seconds",
+    "tokens_per_second",
+    "final_loss",
+    "implementation",
+)
+
+
+def _record(run: Run) -> dict[str, Any]:
+    return {
+        "run": run.name,
+        "arm": run.arm,
+        "role": run.role,
+        "seed": run.config.get("seed", 0),
+        "data_seed": run.data_seed,
+        "status": run.status,
+        "problem": run.problem,
+        "learning_rate": run.config.get("optimizer", {}).get("learning_rate"),
+        **{key: run.result.get(key) for key in RESULTS},
+        "evaluation": run.result.get("evaluation", {}),
+        "loss_curve": run.curve(),
+        "validation_curve": run.select_curve(),
+    }

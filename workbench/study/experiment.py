@@ -1,0 +1,134 @@
+"""Reads an experiment file: one Python file a study, whose `runs(scale)` says everything that is to be run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from workbench.config import RunConfig, from_json, load_file, nearest, override
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment file at one scale, with its overrides applied; `folder` receives everything that it makes."""
+
+    name: str
+    path: Path
+    scale: str
+    folder: Path
+    docstring: str
+    runs: tuple[RunConfig, ...]
+    tuning: tuple[RunConfig, ...] = ()
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def root(self) -> Path:
+        """The folder that holds experiments/, notebooks/ and runs/."""
+        return root_of(self.path)
+
+    @property
+    def tuned(self) -> dict[str, float]:
+        """Rates that `--tune` chose here, by "task/arm"; empty if it has not run."""
+        path = self.folder / "tuning.json"
+        choices = json.loads(path.read_text())["choices"] if path.is_file() else []
+        return {f"{choice['task']}/{choice['arm']}": choice["learning_rate"] for choice in choices}
+
+
+def load(path: str | Path, scale: str | None = None, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment in a Python file: its docstring, `runs(scale)` and, if there, `tuning(scale)`.
+
+    Without a scale, the first of the file's SCALES. Products go to runs/NAME, runs/NAME-SCALE for any scale but the
+    first, and to a folder that is named after the overrides where there are any, so that they never mix.
+    Raises ValueError on an unknown scale or override, on two equal runs, and on seeds both tuned on and reported.
+    """
+    path = find(path)
+    module = load_file(path)
+    if not hasattr(module, "runs"):
+        raise ValueError(f"{path} has no runs(scale) -> list[RunConfig]; experiments/phonebook.py shows the form")
+    scales = tuple(getattr(module, "SCALES", ("demo",)))
+    if scale is None:
+        scale = scales[0]
+    elif scale not in scales:
+        raise ValueError(f"{path.name} has no scale {scale!r}; {nearest(scale, scales)}")
+
+    overrides = tuple(overrides)
+    runs = tuple(override(run, *overrides) for run in module.runs(scale))
+    tuning = tuple(override(run, *overrides) for run in (module.tuning(scale) if hasattr(module, "tuning") else ()))
+    _check(path, runs, tuning)
+    name = path.stem
+    folder = root_of(path) / "runs" / "-".join([name, *([scale] if scale != scales[0] else []), *_suffix(overrides)])
+    return Experiment(name, path, scale, _shown(folder), (module.__doc__ or "").strip(), runs, tuning, overrides)
+
+
+def task(run: RunConfig) -> str:
+    """What a run learns, by its data: "phonebook", "text" or as a user's own class is called."""
+    return type(run.data).__name__.removesuffix("Config").lower()
+
+
+def chosen(config: str = "", folder: str = "") -> tuple[RunConfig, Path]:
+    """The run of a config.json and its folder; without them the first run of the phonebook study, in its own place."""
+    if config:
+        path = Path(config)
+        if not path.is_file():
+            raise ValueError(f"{path} is not there; give the config.json of a run")
+        run = from_json(json.loads(path.read_text()))
+        return run, Path(folder) if folder else path.parent
+    experiment = load("experiments/phonebook.py")
+    run = experiment.runs[0]
+    return run, Path(folder) if folder else experiment.folder / run.name
+
+
+def find(path: str | Path) -> Path:
+    """The experiment file, looked for here and, from a notebook's folder, one level up."""
+    path = Path(path)
+    if not path.is_file() and not path.is_absolute() and (Path("..") / path).is_file():
+        path = Path("..") / path
+    if not path.is_file():
+        others = sorted(path.parent.glob("*.py")) if path.parent.is_dir() else []
+        raise ValueError(
+            f"{path} is not there; "
+            + (nearest(str(path), others) if others else "give an experiment file, such as experiments/phonebook.py")
+        )
+    return path
+
+
+def root_of(path: Path) -> Path:
+    """The folder above experiments/; for a file that is elsewhere, the folder of the file."""
+    folder = path.resolve().parent
+    return folder.parent if folder.name == "experiments" else folder
+
+
+def _shown(folder: Path) -> Path:
+    """Relative to here where possible: shorter to read, and a study moves with its checkout."""
+    here = Path.cwd().resolve()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder
+
+
+def _suffix(overrides: tuple[str, ...]) -> list[str]:
+    if not overrides:
+        return []
+    text = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(overrides)).strip("-")
+    return [text if len(text) <= 60 else hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:8]]
+
+
+def _check(path: Path, runs: tuple[RunConfig, ...], tuning: tuple[RunConfig, ...]) -> None:
+    if not runs:
+        raise ValueError(f"{path}: runs(scale) gave no runs")
+    names = [run.name for run in (*runs, *tuning)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{path}: {', '.join(twice)} stands there more than once; runs must differ in some field")
+    for what, seed in (("seed", lambda run: run.seed), ("data.seed", lambda run: getattr(run.data, "seed", None))):
+        both = {seed(run) for run in tuning} & {seed(run) for run in runs} - {None}
+        if both:
+            raise ValueError(
+                f"{path}: {what} {', '.join(map(str, sorted(both)))} is both tuned on and reported; "
+                "give tuning(scale) seeds of its own, or the reported runs are the ones that were chosen"
+            )
+    wrong = [run.name for run in tuning if run.role != "tuning"]
+    if wrong:
+        raise ValueError(f'{path}: tuning(scale) gave {wrong[0]} the role {tuning[0].role!r}; set role="tuning"')

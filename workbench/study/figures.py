@@ -1,0 +1,520 @@
+"""The study's figures: each function draws one from a collected study and returns it with its data as rows.
+
+Colours and markers belong to an arm throughout, tell apart without colour vision and in grey; curves carry their name.
+A task whose arms read different token streams is never overlaid: the reason is printed across the figure.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from workbench.study import judge
+from workbench.study.collect import Run, Study
+from workbench.study.statistics import LEAST_SEEDS
+
+# Okabe & Ito's palette, without its yellow, which is too pale on white
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5D5D5D", "#8C510A")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+INK, FAINT, SHADE = "#22262b", "#8a9097", "#eef1f4"
+Rows = list[dict[str, Any]]
+
+
+class Drawing(NamedTuple):
+    """A figure, its data (one row a point) and what a reader should know of it."""
+
+    name: str
+    figure: Figure
+    rows: Rows
+    caption: str
+
+
+class Style(NamedTuple):
+    colour: str
+    marker: str
+
+
+def styles(study: Study) -> dict[str, Style]:
+    """The colour and marker of every arm, fixed by its place in the study."""
+    names = study.arms()
+    return {arm: Style(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, arm in enumerate(names)}
+
+
+def drawings(study: Study) -> list[Drawing]:
+    """Every figure for which the study has data, in the report's order."""
+    out = []
+    for task in study.tasks:
+        runs = [run for run in study.select("result", "control", "state", task=task) if run.finished]
+        books, text = any(r.by_entries() for r in runs), any(r.bits_per_byte for r in runs)
+        if books:
+            out += [recall(study, task), depth(study, task)]
+        if text:
+            out.append(text_bits(study, task))
+        if any(run.curve() for run in runs if run.role == "result"):
+            out.append(learning(study, task))
+        if books:
+            out.append(state(study, task))
+            if any(run.role == "control" for run in runs):
+                out.append(controls(study, task))
+    return out
+
+
+# ---- the figures
+
+
+def recall(study: Study, task: str) -> Drawing:
+    """Exact match and digit accuracy against the number of entries, with baselines and the end of training."""
+    runs, banner = drawable(study, task, "result")
+    figure, axes = _canvas(1, 2, (9.6, 4.3), sharey=True)
+    rows: Rows = []
+    for ax, measure, title in zip(
+        axes, ("exact_match", "digit_accuracy"), ("Whole number", "Single digits"), strict=True
+    ):
+        drawn = _by_entries(study, task, runs, measure, ax, rows)
+        _training_range(ax, runs)
+        if measure == "exact_match":
+            _baselines(ax, runs, rows)
+        ax.set_title(title, loc="left")
+        ax.set_xlabel("entries in the book")
+        _label(ax, drawn)
+    axes[0].set_ylabel("correct on unseen books, %")
+    _across(figure, banner)
+    spread = _band(runs)
+    caption = (
+        f"Correct answers on unseen books against the number of entries: whole numbers (left) and single digits "
+        f"(right). Thick: mean over seeds; thin: each seed; band: 95 %, {spread}. Shaded: sizes in training."
+    )
+    if any(row["series"] != "arm" for row in rows):
+        caption += (
+            " Dashed: what copying any number of the book, the best constant and digit by digit guessing would give."
+        )
+    marked = [arm for arm in dict.fromkeys(r.arm for r in runs) if not _ranked(study, task, arm)]
+    if marked:
+        caption += f" Dotted, hollow: not ranked ({judge.listed(marked)})."
+    return Drawing(f"{task}-recall", figure, rows, caption)
+
+
+def controls(study: Study, task: str) -> Drawing:
+    """Exact match of the control arms beside the study's arms."""
+    runs, banner = drawable(study, task, "result", "control")
+    figure, (ax,) = _canvas(1, 1, (6.2, 4.3))
+    rows: Rows = []
+    faint = {run.arm for run in runs if run.role == "result"}
+    _label(ax, _by_entries(study, task, runs, "exact_match", ax, rows, faint))
+    _training_range(ax, runs)
+    ax.set_xlabel("entries in the book")
+    ax.set_ylabel("correct whole numbers, %")
+    _across(figure, banner)
+    caption = (
+        f"Controls (strong) beside the study's arms (faint): exact match on unseen books; band: 95 %, {_band(runs)}."
+    )
+    return Drawing(f"{task}-controls", figure, rows, caption)
+
+
+def depth(study: Study, task: str) -> Drawing:
+    """Exact match by the asked-for entry's depth in the book and the number of entries, a map for each arm."""
+    runs, banner = drawable(study, task, "result")
+    arms = list(dict.fromkeys(run.arm for run in runs if run.evaluation("exact_match").get("by_depth")))
+    across = min(max(len(arms), 1), 4)
+    down = -(-max(len(arms), 1) // across)
+    figure, axes = _canvas(down, across, (1.0 + 2.2 * across, 0.7 + 2.1 * down))
+    rows: Rows = []
+    image = None
+    for ax, arm in zip(axes, arms, strict=False):
+        cells: dict[tuple[int, float], list[float]] = {}
+        for run in (r for r in runs if r.arm == arm):
+            for cell in run.evaluation("exact_match").get("by_depth", ()):
+                key = int(cell["entries"]), round(float(cell["depth"]), 4)
+                cells.setdefault(key, []).append(float(cell["mean"]))
+                rows.append({"arm": arm, "seed": run.replicate[1], **cell})
+        sizes = sorted({k for k, _ in cells})
+        bins = np.linspace(0, 1, max(sum(kk == k for kk, _ in cells) for k in sizes))
+        grid = np.full((len(bins), len(sizes)), np.nan)
+        for j, k in enumerate(sizes):
+            own = [d for kk, d in cells if kk == k]
+            for i, d in enumerate(bins):  # a small book has few places: each covers the rows nearest to it
+                grid[i, j] = np.mean(cells[k, min(own, key=lambda x, d=d: abs(x - d))])
+        image = ax.imshow(100 * grid, vmin=0, vmax=100, cmap="cividis", aspect="auto", origin="upper")
+        ax.set_xticks(range(len(sizes)), [str(k) for k in sizes])
+        ax.set_yticks([0, len(bins) - 1], ["first", "last"])
+        ax.tick_params(length=0)
+        ax.grid(False)
+        ax.set_title(arm + ("" if _ranked(study, task, arm) else " (not ranked)"), loc="left")
+        for k in (k for k in sizes if k == max((t for t in runs[0].trained_entries if t in sizes), default=None)):
+            ax.axvline(sizes.index(k) + 0.5, color="white", linewidth=1.2, linestyle=(0, (3, 2)))
+    for ax in axes[len(arms) :]:
+        ax.set_visible(False)
+    if image is not None:
+        bar = figure.colorbar(image, ax=list(axes), shrink=0.85, pad=0.02)
+        bar.set_label("correct whole numbers, %")
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(labelsize=8.5, colors=INK)
+        bar.ax.yaxis.label.set(size=9, color=INK)
+    figure.supxlabel("entries in the book", fontsize=9, color=INK)
+    figure.supylabel("place in the book", fontsize=9, color=INK)
+    _across(figure, banner)
+    caption = (
+        "Exact match by where the asked-for entry stands in the book (down) and the number of entries (across), mean "
+        "over seeds. Right of the white line: past the sizes in training."
+    )
+    return Drawing(f"{task}-depth", figure, rows, caption)
+
+
+def learning(study: Study, task: str) -> Drawing:
+    """Training loss, and what was measured on the select split, against tokens, training FLOPs and seconds."""
+    runs, banner = drawable(study, task, "result")
+    known = styles(study)
+    measure = next(
+        (m for m in ("exact_match", "bits_per_byte") for r in runs for row in r.select_curve() if m in row), None
+    )
+    figure, grid = _canvas(2 if measure else 1, 3, (9.6, 5.4 if measure else 3.0), sharex="col", sharey="row")
+    rows: Rows = []
+    kinds = [("loss", "training loss, nats", lambda run: run.curve())]
+    if measure:
+        named = {"exact_match": "exact match (select), %", "bits_per_byte": "bits per byte (select)"}[measure]
+        kinds.insert(0, (measure, named, lambda run: run.select_curve()))
+    for line, (key, label, curve) in enumerate(kinds):
+        for column, against in enumerate(("tokens", "flops", "seconds")):
+            ax = grid[3 * line + column]
+            for run in runs:
+                points = [(row[against], row[key]) for row in curve(run) if against in row and key in row]
+                if not points:
+                    continue
+                x, y = np.array(points, float).T
+                y = 100 * y if key == "exact_match" else y
+                ax.plot(x, y, color=known[run.arm].colour, linewidth=1.3, alpha=0.8)
+                if column == 0:
+                    names = ("step", "tokens", "flops", "seconds")
+                    rows += [
+                        {"arm": run.arm, "seed": run.replicate[1], "measure": key, "value": row[key]}
+                        | {name: row.get(name) for name in names}
+                        for row in curve(run)
+                        if key in row
+                    ]
+            ax.xaxis.set_major_locator(MaxNLocator(5))
+            ax.xaxis.set_major_formatter(FuncFormatter(engineering))
+            losses = [row[key] for run in runs for row in curve(run) if key in row] if key == "loss" else []
+            if losses and max(losses) > 10 * min(losses) > 0:  # less than a decade has no ticks of its own
+                ax.set_yscale("log")
+                ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+                ax.yaxis.set_minor_formatter(FuncFormatter(lambda v, _: ""))
+            if key == "exact_match":
+                ax.set_ylim(-3, 103)
+            if column == 0:
+                ax.set_ylabel(label)
+            if line == len(kinds) - 1:
+                ax.set_xlabel(
+                    {"tokens": "tokens", "flops": "training FLOPs", "seconds": "seconds of training"}[against]
+                )
+    _key(figure, {run.arm: known[run.arm] for run in runs})
+    _across(figure, banner)
+    caption = (
+        "Learning curves of every seed against tokens, training FLOPs and seconds (of training alone, as measured "
+        "beside whatever else ran on the machine). A cosine schedule flattens every curve, so flatness proves nothing; "
+        "only the ends of the curves are compared."
+    )
+    return Drawing(f"{task}-learning", figure, rows, caption)
+
+
+def text_bits(study: Study, task: str) -> Drawing:
+    """Bits per byte of every arm with 95% intervals, and by package."""
+    runs, banner = drawable(study, task, "result")
+    known = styles(study)
+    arms = list(dict.fromkeys(run.arm for run in runs if run.bits_per_byte))
+    packages = list(dict.fromkeys(p for run in runs for p in run.evaluation("bits_per_byte").get("by_package") or {}))
+    figure, axes = _canvas(
+        1, 2 if packages else 1, (9.6 if packages else 5.4, 1.3 + 0.36 * max(len(arms), len(packages)))
+    )
+    rows: Rows = []
+    for place, arm in enumerate(arms):
+        mine = [run for run in runs if run.arm == arm]
+        mean = judge.mean_of(mine, "bits_per_byte")
+        colour, marker = known[arm]
+        ax = axes[0]
+        ax.plot([mean.low, mean.high], [place, place], color=colour, linewidth=2.4, solid_capstyle="round")
+        ax.plot(mean.mean, place, marker, color=colour, markersize=7)
+        ax.annotate(
+            f"{mean.mean:.3f}", (mean.mean, place), (0, 7), textcoords="offset points", ha="center", color=colour
+        )
+        for run in mine:
+            found = run.bits_per_byte
+            if len(mine) > 1:
+                ax.plot(found.mean, place, marker, color=colour, markersize=4, alpha=0.4)
+            rows.append({"arm": arm, "seed": run.replicate[1], "package": "all", **found._asdict()})
+            for package, value in (run.evaluation("bits_per_byte").get("by_package") or {}).items():
+                rows.append({"arm": arm, "seed": run.replicate[1], "package": package, "mean": _mean(value)})
+        if packages:
+            found = [[_mean(run.evaluation("bits_per_byte")["by_package"][p]) for run in mine] for p in packages]
+            axes[1].plot(
+                [np.mean(f) for f in found], range(len(packages)), marker, color=colour, markersize=5.5, alpha=0.9
+            )
+    axes[0].set_yticks(range(len(arms)), arms)
+    for label, arm in zip(axes[0].get_yticklabels(), arms, strict=True):
+        label.set_color(known[arm].colour)
+    axes[0].set_ylim(len(arms) - 0.5, -0.7)
+    axes[0].margins(x=0.15)
+    axes[0].set_xlabel("bits per byte on unseen packages (less is better)")
+    if packages:
+        axes[1].set_yticks(range(len(packages)), packages)
+        axes[1].set_ylim(len(packages) - 0.5, -0.7)
+        axes[1].set_xlabel("bits per byte by package")
+    for ax in axes:
+        ax.grid(axis="y", visible=False)
+    _across(figure, banner)
+    caption = f"Bits per byte on the source code of packages that were not trained on; bars: 95 %, {_band(runs)}."
+    return Drawing(f"{task}-bits", figure, rows, caption)
+
+
+def state(study: Study, task: str) -> Drawing:
+    """Exact match against the bytes that one sequence keeps while decoding, at the largest trained size and past it."""
+    runs, banner = drawable(study, task, "result", "state")
+    known = styles(study)
+    sizes = [k for k in judge.sizes_of_interest(study, task)][:3]
+    figure, axes = _canvas(1, max(len(sizes), 1), (1.2 + 2.8 * max(len(sizes), 1), 3.5), sharey=True)
+    rows: Rows = []
+    for ax, entries in zip(axes, sizes, strict=False):
+        groups: dict[str, dict[int, list[float]]] = {}
+        for run in runs:
+            value = run.by_entries().get(entries)
+            if value and run.result.get("state_bytes"):
+                groups.setdefault(run.arm, {}).setdefault(run.result["state_bytes"], []).append(value.mean)
+                keys = {"arm": run.arm, "role": run.role, "seed": run.replicate[1], "entries": entries}
+                rows.append({**keys, "state_bytes": run.result["state_bytes"], **value._asdict()})
+        for arm, points in groups.items():
+            x = sorted(points)
+            y = [100 * np.mean(points[v]) for v in x]
+            style = known[arm]
+            ax.plot(x, y, f"{style.marker}-", color=style.colour, markersize=6.5, linewidth=1.4)
+            for v in x:
+                ax.plot(
+                    [v] * len(points[v]),
+                    100 * np.array(points[v]),
+                    style.marker,
+                    color=style.colour,
+                    markersize=3,
+                    alpha=0.4,
+                )
+        _bytes_axis(ax, [v for points in groups.values() for v in points])
+        ax.set_ylim(-3, 105)
+        ax.set_title(f"{entries} entries", loc="left")
+        ax.set_xlabel("state bytes a sequence")
+    axes[0].set_ylabel("correct whole numbers, %")
+    _key(figure, {run.arm: known[run.arm] for run in runs})
+    _across(figure, banner)
+    contexts = sorted({run.result["context"] for run in runs if run.result.get("context")})
+    at = f" at {judge.listed([str(c) for c in contexts])} tokens" if contexts else " at the length of a training row"
+    caption = (
+        f"Exact match against what one sequence keeps while decoding (keys and values, recurrent state, convolution "
+        f"windows){at}. Large: mean over seeds; small: each seed."
+    )
+    return Drawing(f"{task}-state", figure, rows, caption)
+
+
+# ---- what may be drawn together
+
+
+def drawable(study: Study, task: str, *roles: str) -> tuple[list[Run], str]:
+    """Finished runs that read the one stream, and why others are left out ("" if none is)."""
+    every = study.select(*roles, task=task)
+    wrong = judge.one_stream(study.select("result", "control", task=task))
+    wrong |= {name: why for name, why in judge.one_stream(every).items() if name not in wrong}
+    left_out = list(dict.fromkeys(run.arm for run in every if run.name in wrong))
+    reasons = {arm: next(wrong[r.name] for r in every if r.arm == arm and r.name in wrong) for arm in left_out}
+    banner = "\n".join(f"not drawn: {arm}; {why}" for arm, why in reasons.items())
+    return [run for run in every if run.finished and run.arm not in reasons], banner
+
+
+def _ranked(study: Study, task: str, arm: str) -> bool:
+    verdict = judge.verdicts(study, task).get(arm)
+    return verdict is None or verdict.ranked
+
+
+# ---- parts
+
+
+def _canvas(down: int, across: int, size: tuple[float, float], **options) -> tuple[Figure, list[Axes]]:
+    """A figure (never pyplot's, which keeps every one in memory) in the study's look."""
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    axes = figure.subplots(down, across, squeeze=False, **options)
+    for ax in axes.flat:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.spines[["left", "bottom"]].set_color(FAINT)
+        ax.tick_params(colors=INK, labelsize=8.5, length=3, width=0.8)
+        ax.grid(True, color="#e3e6ea", linewidth=0.7)
+        ax.set_axisbelow(True)
+        ax.xaxis.label.set_size(9)
+        ax.yaxis.label.set_size(9)
+        ax.title.set_size(10)
+        for part in (ax.xaxis.label, ax.yaxis.label, ax.title, ax._left_title):
+            part.set_color(INK)
+    return figure, list(axes.flat)
+
+
+def _by_entries(
+    study: Study,
+    task: str,
+    runs: Sequence[Run],
+    measure: str,
+    ax: Axes,
+    rows: Rows,
+    faint: set[str] | frozenset = frozenset(),
+) -> list[tuple[str, float, float, str]]:
+    """Draws a curve an arm with its band and seeds; the labels that belong at their ends."""
+    known, ends = styles(study), []
+    ticks = sorted({k for run in runs for k in run.by_entries(measure)})
+    for arm in dict.fromkeys(run.arm for run in runs):
+        mine = [run for run in runs if run.arm == arm]
+        sizes = sorted({k for run in mine for k in run.by_entries(measure)})
+        if not sizes:
+            continue
+        colour, marker = known[arm]
+        strength = 0.3 if arm in faint else 1.0
+        ranked = _ranked(study, task, arm)
+        means = [judge.mean_of(mine, measure, k) for k in sizes]
+        low, mean, high = (100 * np.array([getattr(m, name) for m in means]) for name in ("low", "mean", "high"))
+        ax.fill_between(sizes, low, high, color=colour, alpha=0.14 * strength, linewidth=0)
+        for run in mine:
+            own = run.by_entries(measure)
+            if len(mine) > 1:
+                ax.plot(
+                    list(own), [100 * v.mean for v in own.values()], color=colour, linewidth=0.8, alpha=0.4 * strength
+                )
+            for k, v in own.items():
+                keys = {"series": "arm", "arm": arm, "seed": run.replicate[1], "measure": measure, "entries": k}
+                rows.append({**keys, **v._asdict()})
+        ax.plot(
+            sizes, mean, marker=marker, color=colour, linewidth=2.1 if ranked else 1.6, markersize=5.5, alpha=strength,
+            linestyle="-" if ranked else (0, (1, 1.5)), markerfacecolor=colour if ranked else "white",
+        )  # fmt: skip
+        ends.append((arm if ranked else f"{arm}\n(not ranked)", float(sizes[-1]), float(mean[-1]), colour))
+    if ticks:
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(ticks, [str(k) for k in ticks])
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.set_xlim(ticks[0] / 1.15, ticks[-1] * 1.15)
+    ax.set_ylim(-3, 104)
+    return ends
+
+
+def _label(ax: Axes, ends: list[tuple[str, float, float, str]], line: float = 6.5) -> None:
+    """Names at the right ends of curves, moved apart where they would touch, each with a hair to its curve."""
+    ordered = sorted(ends, key=lambda end: end[2])
+    heights = [line * (1 + name.count("\n")) for name, *_ in ordered]
+    places = [end[2] for end in ordered]
+    for _ in range(200):
+        for i in range(len(places) - 1):
+            short = (heights[i] + heights[i + 1]) / 2 - (places[i + 1] - places[i])
+            if short > 0:
+                places[i], places[i + 1] = places[i] - short / 2, places[i + 1] + short / 2
+        places = [
+            min(max(place, sum(heights[:i]) + heights[i] / 2 - 3), 104 - sum(heights[i + 1 :]) - heights[i] / 2)
+            for i, place in enumerate(places)
+        ]
+    for (name, x, y, colour), place in zip(ordered, places, strict=True):
+        ax.annotate(
+            name, (x, y), (1.035, (place + 3) / 107), textcoords="axes fraction", color=colour, fontsize=9, va="center",
+            fontweight="bold", annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "alpha": 0.5, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 4},
+        )  # fmt: skip
+
+
+def _training_range(ax: Axes, runs: Sequence[Run]) -> None:
+    trained = next((run.trained_entries for run in runs if run.trained_entries), [])
+    evaluated = sorted({k for run in runs for k in run.by_entries()})
+    if not trained or not evaluated:
+        return
+    past = [k for k in evaluated if k > trained[-1]]
+    edge = (trained[-1] * past[0]) ** 0.5 if past else ax.get_xlim()[1]
+    ax.axvspan(ax.get_xlim()[0], edge, color=SHADE, zorder=0, linewidth=0)
+    if past:
+        ax.text(edge, 1.0, " past training ", transform=ax.get_xaxis_transform(), fontsize=8, color=FAINT, va="bottom")
+
+
+def _baselines(ax: Axes, runs: Sequence[Run], rows: Rows) -> None:
+    found = next((e for run in runs if (e := run.evaluation("exact_match").get("baselines"))), {})
+    sizes = sorted(found, key=int)
+    kinds = {"copy_any": (0, (5, 2)), "digit_by_digit": (0, (4, 2, 1, 2)), "constant": (0, (1, 2))}
+    labels: list[tuple[str, float, float]] = []
+    for key, style in kinds.items():
+        points = [(int(k), 100 * float(found[k][key])) for k in sizes if key in found[k]]
+        if not points:
+            continue
+        x, y = zip(*points, strict=True)
+        ax.plot(x, y, color=FAINT, linewidth=1.1, linestyle=style, zorder=1)
+        name = key.replace("_", " ")
+        if labels and abs(labels[-1][2] - y[0]) < 5:  # too close for two names
+            labels[-1] = (f"{labels[-1][0]}, {name}", x[0], max(labels[-1][2], y[0]))
+        else:
+            labels.append((name, x[0], y[0]))
+        rows += [{"series": key, "entries": k, "mean": v / 100} for k, v in points]
+    for name, x, y in labels:
+        ax.annotate(name, (x, y), (3, 3), textcoords="offset points", fontsize=7.5, color=FAINT)
+
+
+def _key(figure: Figure, known: dict[str, Style]) -> None:
+    """One line of coloured names below panels whose curves lie too close for names of their own."""
+    handles = [Line2D([], [], color=s.colour, marker=s.marker, linewidth=2.2, markersize=6) for s in known.values()]
+    if handles:
+        legend = figure.legend(
+            handles, list(known), loc="outside lower left", ncols=len(known), frameon=False, fontsize=9
+        )
+        for text, style in zip(legend.get_texts(), known.values(), strict=True):
+            text.set_color(style.colour)
+            text.set_fontweight("bold")
+
+
+def _across(figure: Figure, banner: str) -> None:
+    """The reason why something is not drawn, in a band across the figure, where nobody overlooks it."""
+    if banner:
+        figure.get_layout_engine().set(h_pad=0.12)
+        lines = [
+            part for reason in banner.split("\n") for part in textwrap.wrap(reason, int(12 * figure.get_figwidth()))
+        ]
+        figure.suptitle(
+            "\n".join(lines), fontsize=9.5, fontweight="bold", color="#8f1d1d",
+            bbox={"boxstyle": "square,pad=0.5", "facecolor": "#fff0ec", "edgecolor": "#c0392b"},
+        )  # fmt: skip
+
+
+def _band(runs: Sequence[Run]) -> str:
+    seeds = len({run.replicate for run in runs})
+    if seeds >= LEAST_SEEDS:
+        return f"over {seeds} seeds and their items"
+    return f"over the items of these checkpoints ({seeds} seed{'s' * (seeds != 1)})"
+
+
+def _mean(value: Any) -> float:
+    return float(value["mean"] if isinstance(value, dict) else value)
+
+
+def _bytes_axis(ax: Axes, values: Sequence[int]) -> None:
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(in_bytes))
+    if values:
+        ax.set_xlim(min(values) / 1.8, max(values) * 1.8)
+        wide = max(values) > 8 * min(values)
+        ax.xaxis.set_major_locator(LogLocator(base=4 if wide else 2, numticks=6))
+
+
+def in_bytes(value: float | int, _: Any = None) -> str:
+    """96 KiB; the second argument is the place of a tick."""
+    for unit, size in (("MiB", 2**20), ("KiB", 2**10)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f} B"
+
+
+def engineering(value: float | int, _: Any = None) -> str:
+    """1.5 M, 20 G: at most three digits and a unit."""
+    for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.3g}"

@@ -1,0 +1,509 @@
+"""The study's report, made from its folder alone: study.json, figures as PNG and CSV, and one self-contained page."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import os
+import shlex
+import textwrap
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from workbench.study import figures, judge
+from workbench.study.collect import Study, collect, study_json
+from workbench.study.statistics import LEAST_SEEDS
+
+
+def report(folder: str | Path) -> Path:
+    """Writes study.json, figures/*.png and *.csv, and report.html into a study's folder; the path of the page."""
+    study = collect(folder)
+    drawings = figures.drawings(study)
+    record = study_json(study)
+    _whole(study.folder / "study.json", json.dumps(_plain(record), indent=1) + "\n")
+    images = study.folder / "figures"
+    images.mkdir(exist_ok=True)
+    for drawing in drawings:
+        drawing.figure.savefig(images / f"{drawing.name}.png", dpi=200, bbox_inches="tight", pad_inches=0.08)
+        drawing.figure.set_layout_engine("none")  # laid out once; the page's copy keeps it
+        _whole(images / f"{drawing.name}.csv", _csv(drawing.rows))
+    page = study.folder / "report.html"
+    _whole(page, html(study, drawings))
+    return page
+
+
+def _whole(path: Path, text: str) -> None:
+    """Whole or not at all: a report that is being read is never half a report."""
+    new = path.with_name(f".{path.name}.part")
+    new.write_text(text)
+    os.replace(new, path)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: null stands for what is not a number."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and value != value else value
+
+
+def _csv(rows: figures.Rows) -> str:
+    out = io.StringIO()
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(out, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+# ---- what the study is
+
+
+def title(study: Study) -> str:
+    """First line of the experiment's docstring, else the study's name."""
+    lines = study.facts.get("docstring", "").strip().splitlines()
+    return lines[0].strip().rstrip(".") if lines else study.name
+
+
+def question(study: Study) -> str:
+    """The docstring's first question, else the one that every study asks."""
+    words = " ".join(study.facts.get("docstring", "").split())
+    if "?" in words:
+        asked = words[: words.index("?") + 1]
+        starts = [asked.rfind(mark) + len(mark) for mark in (". ", ": ") if mark in asked]
+        return asked[max(starts, default=0) :].strip()
+    return (
+        "Given the same data and the same number of steps, which of these architectures is better, "
+        "by how much, and how sure is that?"
+    )
+
+
+def command(study: Study) -> str:
+    """What makes the study anew."""
+    if "name" not in study.facts:
+        return f"workbench report {shlex.quote(str(study.folder))}"
+    scale = study.facts.get("scale", "demo")
+    words = ["workbench", "run", f"experiments/{study.facts['name']}.py"]
+    words += ["--scale", scale] if scale != "demo" else []
+    return shlex.join(words + list(study.facts.get("overrides", ())))
+
+
+# ---- the table
+
+
+def columns(study: Study, task: str) -> list[tuple[str, bool]]:
+    """Headings of a task's table, and whether they are numbers."""
+    sizes = table_sizes(study, task)
+    heads = [("arm", False), ("parameters without embedding", True)]
+    heads += [("training FLOPs a token", True), ("state", True), ("steps", True), ("seconds", True)]
+    heads += [(f"exact, {k} entries", True) for k in sizes]
+    if sizes:
+        heads += [(f"digits, {sizes[-1]} entries", True), ("trained", True)]
+    if any(run.bits_per_byte for run in study.select("result", "control", task=task)):
+        heads.append(("bits per byte", True))
+    return heads
+
+
+def table_sizes(study: Study, task: str) -> list[int]:
+    """Entries that the table shows: the smallest, the largest in training, the largest evaluated."""
+    runs = [run for run in study.select("result", task=task) if run.finished and run.by_entries()]
+    if not runs:
+        return []
+    interest = judge.sizes_of_interest(study, task)
+    smallest = min(runs[0].by_entries())
+    return sorted({smallest, *interest[:1], *interest[-1:]})
+
+
+def rows(study: Study, task: str) -> list[tuple[str, list[str], judge.Verdict]]:
+    """A row an arm, its cells as text, and its verdict."""
+    verdicts = judge.verdicts(study, task)
+    sizes = table_sizes(study, task)
+    headings = [name for name, _ in columns(study, task)]
+    out = []
+    for arm, verdict in verdicts.items():
+        runs = study.select("result", "control", task=task, arm=arm)
+        done = [run for run in runs if run.finished]
+        first = done[0].result if done else {}
+        cells = [f"{arm}\n{runs[0].config['model']['pattern']}"]
+        cells.append(f"{_integer(first.get('non_embedding_parameters'))}\n{_integer(first.get('parameters'))} in all")
+        cells += [_short(first.get("train_flops_per_token")), _bytes(first.get("state_bytes"))]
+        cells.append(f"{_integer(first.get('steps'))}\n{_short(first.get('tokens'))} tokens")
+        cells.append(_seconds([run.result["seconds"] for run in done if run.result.get("seconds") is not None]))
+        cells += [_estimate(done, "exact_match", k) for k in sizes]
+        if sizes:
+            cells += [_estimate(done, "digit_accuracy", sizes[-1]), f"{verdict.solved} of {verdict.seeds}"]
+        if "bits per byte" in headings:
+            cells.append(_estimate(done, "bits_per_byte", None))
+        out.append((arm, cells, verdict))
+    return out
+
+
+def _estimate(runs: Sequence[Run], measure: str, entries: int | None) -> str:
+    try:
+        return judge.show(judge.mean_of(runs, measure, entries), measure)
+    except ValueError:
+        return "–"
+
+
+def _integer(value: Any) -> str:
+    return "–" if value is None else f"{value:,}"
+
+
+def _short(value: Any) -> str:
+    return "–" if value is None else figures.engineering(value)
+
+
+def _bytes(value: Any) -> str:
+    return "–" if value is None else figures.in_bytes(value)
+
+
+def _seconds(values: list[float]) -> str:
+    return f"{sum(values) / len(values):,.0f}" if values else "–"
+
+
+def terminal_table(study: Study) -> str:
+    """What a study found as text, under 110 columns: who is not ranked, a table a task, the answer."""
+    out = [*textwrap.wrap(judge.first_line(study), 108), ""]
+    for task in study.tasks:
+        sizes = table_sizes(study, task)
+        heads = ["arm", "no embed.", "FLOPs/token", "state", "steps", "seconds"]
+        heads += [f"exact, {k}" for k in sizes] + (["trained"] if sizes else [])
+        picked = ["arm", "parameters without embedding", "training FLOPs a token", "state", "steps", "seconds"]
+        picked += [f"exact, {k} entries" for k in sizes] + (["trained"] if sizes else [])
+        if any(name == "bits per byte" for name, _ in columns(study, task)):
+            heads, picked = [*heads, "bits per byte"], [*picked, "bits per byte"]
+        names = [name for name, _ in columns(study, task)]
+        body = []
+        for _, cells, verdict in rows(study, task):
+            by_name = dict(zip(names, cells, strict=True))
+            line = [by_name[name].partition("\n")[0].removesuffix("\u00a0%") for name in picked]
+            line[0] = line[0][:20] + ("" if verdict.ranked else " (!)")
+            body.append(line)
+        note = f"{task}: exact match in %, with 95 % intervals" if sizes else f"{task}: 95 % intervals"
+        out += [note, *_aligned([heads, *body]), ""]
+        if any(not verdict.ranked for _, _, verdict in rows(study, task)):
+            out[-1:] = ["(!) not ranked", ""]
+    for sentence in judge.headline(study):
+        out += textwrap.wrap(sentence, 108)
+    return "\n".join(out)
+
+
+def _aligned(lines: list[list[str]]) -> list[str]:
+    """Columns aligned; where they would be wider than the terminal, intervals give way to their means."""
+
+    def width(cells):
+        return sum(max(len(row[i]) for row in cells) for i in range(len(cells[0]))) + 2 * (len(cells[0]) - 1)
+
+    if width(lines) > 108:
+        lines = [[cell.split(" [")[0] for cell in row] for row in lines]
+    widths = [max(len(row[i]) for row in lines) for i in range(len(lines[0]))]
+    made = [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in lines
+    ]
+    return [made[0], "  ".join("-" * w for w in widths), *made[1:]]
+
+
+# ---- the page
+
+
+def html(study: Study, drawings: Sequence[figures.Drawing]) -> str:
+    """The page: one file, nothing fetched, light, dark and in print."""
+    parts = [_header(study)]
+    for task in study.tasks:
+        own = [drawing for drawing in drawings if drawing.name.startswith(f"{task}-")]
+        parts += [f"<section><h2>{escape(task.capitalize())}</h2>", _table(study, task)]
+        parts += [_figure(drawing) for drawing in own]
+        parts += [_comparisons(study, task), "</section>"]
+    parts += [_checks(study), _failures(study), _limits(study), _reproduce(study)]
+    return PAGE.format(title=escape(title(study)), style=STYLE, body="\n".join(part for part in parts if part))
+
+
+def _header(study: Study) -> str:
+    line = judge.first_line(study)
+    fine = all(v.ranked for task in study.tasks for v in judge.verdicts(study, task).values()) and not study.failures
+    sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in judge.headline(study))
+    asked = question(study)
+    asked = "" if asked.rstrip("?") == title(study).rstrip("?") else f'<p class="question">{escape(asked)}</p>'
+    scale = study.facts.get("scale")
+    small = " · ".join(
+        filter(None, [f"scale {scale}" if scale else "", f"{len(study.select('result', 'control'))} runs"])
+    )
+    return (
+        f'<p class="status {"fine" if fine else "warn"}" role="status">{escape(line)}</p>\n'
+        f'<header><p class="eyebrow">{escape(study.name)} · {escape(small)}</p><h1>{escape(title(study))}</h1>'
+        f"{asked}</header>\n"
+        f'<section class="answer"><h2>Answer</h2><ul>{sentences}</ul></section>'
+    )
+
+
+def _table(study: Study, task: str) -> str:
+    heads = columns(study, task)
+    known = figures.styles(study)
+    head = "".join(f'<th class="{"n" if number else ""}">{escape(name)}</th>' for name, number in heads)
+    body, reasons = [], []
+    for arm, cells, verdict in rows(study, task):
+        marked = "" if verdict.ranked else ' class="out"'
+        dot = f'<i style="background:{known[arm].colour}"></i>'
+        name = f"<b>{escape(arm)}</b><code>{escape(cells[0].partition(chr(10))[2])}</code>"
+        name += "" if verdict.ranked else '<span class="tag">not ranked</span>'
+        rest = "".join(_cell(cell) for cell in cells[1:])
+        body.append(f"<tr{marked}><td>{dot}{name}</td>{rest}</tr>")
+        if verdict.reasons:
+            reasons.append(f"<li><b>{escape(arm)}</b>: {escape('; '.join(verdict.reasons))}</li>")
+    why = f'<ul class="reasons">{"".join(reasons)}</ul>' if reasons else ""
+    context = "State is what one sequence keeps while decoding, at the length of a training row. "
+    claim = "Exact match, digits and bits: mean over seeds and 95 % interval. Seconds: mean, training alone."
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+        f'{why}<p class="note">{context}{claim}</p>'
+    )
+
+
+def _cell(text: str) -> str:
+    """A number's cell, its interval or second line below it in small."""
+    mean, bracket, rest = text.partition(" [")
+    if not bracket:
+        main, line, small = text.partition("\n")
+        return f'<td class="n">{escape(main)}{f"<small>{escape(small)}</small>" if line else ""}</td>'
+    bounds, _, unit = rest.partition("]")
+    return f'<td class="n">{escape(mean + unit)}<small>[{escape(bounds)}]</small></td>'
+
+
+def _figure(drawing: figures.Drawing) -> str:
+    """Inline as an SVG image: sharp on any screen and in print; text as outlines, so that no font is needed."""
+    from matplotlib import rc_context
+
+    out = io.StringIO()
+    with rc_context({"svg.fonttype": "path", "svg.hashsalt": drawing.name}):
+        drawing.figure.savefig(out, format="svg", bbox_inches="tight", pad_inches=0.08, metadata={"Date": None})
+    data = base64.b64encode(out.getvalue().encode()).decode()
+    name = escape(drawing.name)
+    width = round(108 * drawing.figure.get_figwidth())  # letters of one size in every figure
+    return (
+        f'<figure id="{name}"><div class="card"><img style="max-width: {width}px" '
+        f'alt="{escape(drawing.caption)}" src="data:image/svg+xml;base64,{data}"></div>'
+        f"<figcaption>{escape(drawing.caption)} <span>figures/{name}.png, .csv</span></figcaption></figure>"
+    )
+
+
+def _comparisons(study: Study, task: str) -> str:
+    found = [c for c in judge.comparisons(study) if c.task == task]
+    if not found:
+        return ""
+    lines = []
+    for c in found:
+        ahead = c.better
+        p = c.p_checkpoints if c.difference is c.checkpoints else c.p_architectures
+        verdict = f"{ahead} ahead, {judge.level(c)}" if ahead else "no difference seen"
+        what = f"exact match, {c.entries} entries" if c.measure == "exact_match" else "bits per byte"
+        lines.append(
+            f'<tr class="{"" if ahead else "same"}"><td>{escape(what)}</td>'
+            f"<td>{escape(c.first)} − {escape(c.second)}</td>"
+            f'{_cell(_signed(c))}<td class="n">{p:.2g}</td><td>{escape(verdict)}</td></tr>'
+        )
+    return (
+        f"<details><summary>All {len(found)} differences between ranked arms</summary>"
+        '<div class="scroll"><table><thead><tr><th>measure</th><th>arms</th><th class="n">difference</th>'
+        f'<th class="n">p (Holm)</th><th>reading</th></tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+        '<p class="note">Intervals are 95 % each; p is adjusted by Holm for all differences of the study at the same '
+        "level of claim. A difference is seen where that is below 0.05 and the interval leaves out zero.</p></details>"
+    )
+
+
+def _signed(c: judge.Comparison) -> str:
+    mean, low, high, *_ = c.difference
+    if c.measure == "exact_match":
+        return f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] points"
+    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def _checks(study: Study) -> str:
+    out = []
+    for task in study.tasks:
+        lines = "".join(
+            f'<li class="{"yes" if check.holds else "no"}"><b>{"✓" if check.holds else "✗"}</b> {escape(check.name)}'
+            f"<span>{escape(check.detail)}</span></li>"
+            for check in judge.checks(study, task)
+        )
+        out.append(f"<h3>{escape(task.capitalize())}</h3><ul class='checks'>{lines}</ul>{_digests(study, task)}")
+    return f"<section><h2>Is it fair?</h2>{''.join(out)}</section>"
+
+
+def _digests(study: Study, task: str) -> str:
+    lines = "".join(
+        f"<tr><td>{escape(run.arm)}</td><td class='n'>{run.replicate[1]}</td><td class='n'>{run.data_seed}</td>"
+        f"<td class='n'>{_integer(run.result.get('steps'))}</td>"
+        f"<td class='n'>{run.config.get('optimizer', {}).get('learning_rate', '–')}</td>"
+        f"<td><code>{escape(str(run.result.get('digest', '–')))}</code></td><td>{escape(run.status)}</td></tr>"
+        for run in study.select("result", "control", task=task)
+    )
+    facts = next((run.result["data"] for run in study.select("result", task=task) if run.result.get("data")), {})
+    known = "; ".join(f"{key} {value}" for key, value in facts.items() if isinstance(value, str | int | float))
+    return (
+        "<details><summary>Digests of the token streams, learning rates and data</summary>"
+        "<div class='scroll'><table>"
+        "<thead><tr><th>arm</th><th class='n'>seed</th><th class='n'>data seed</th><th class='n'>steps</th>"
+        f"<th class='n'>learning rate</th><th>digest</th><th>status</th></tr></thead>"
+        f"<tbody>{lines}</tbody></table></div>"
+        + (f"<p class='note'>Data: {escape(known)}.</p>" if known else "")
+        + "</details>"
+    )
+
+
+def _failures(study: Study) -> str:
+    lines = "".join(
+        f"<li><code>{escape(run.name)}</code>: {escape('; '.join(filter(None, (run.status, run.problem))))}</li>"
+        for run in study.failures
+    )
+    aside = (
+        f'<p class="note">Set aside, since the experiment no longer names them: {escape(", ".join(study.aside))}.</p>'
+        if study.aside
+        else ""
+    )
+    return f"<section><h2>What failed</h2>{f'<ul>{lines}</ul>' if lines else '<p>Nothing.</p>'}{aside}</section>"
+
+
+def _limits(study: Study) -> str:
+    """What a reader might take from the page and should not; each line only where it applies."""
+    said = []
+    counts = [len(judge.replicates(study, task)) for task in study.tasks]
+    if min(counts, default=0) < LEAST_SEEDS:
+        few = judge.listed([f"{n} seed{'s' * (n != 1)} on {t}" for n, t in zip(counts, study.tasks, strict=True)])
+        said.append(
+            f"With {few}, sentences that rest on fewer than {LEAST_SEEDS} are about these checkpoints only: "
+            "other seeds of the same architectures may differ by more than the intervals show."
+        )
+    books = [task for task in study.tasks if any("entries" in r.config["data"] for r in study.select(task=task))]
+    for task in books:
+        verdicts = judge.verdicts(study, task)
+        if any(v.converged is None for v in verdicts.values()):
+            said.append("Convergence was not checked at this scale: no arm was run a second time with twice the steps.")
+        said.append(
+            "The models are trained on the task: the paper's Phonebook is prompt-only, asked of a language model."
+        )
+        if not study.select("control", task=task):
+            said.append(
+                "No controls (positions, short convolutions) were run here, so nothing on this page says which part of "
+                "an architecture makes a difference, at any length."
+            )
+    sizes = [r.result["parameters"] for r in study.select("result") if r.result.get("parameters")]
+    if sizes:
+        said.append(
+            f"The models have {_short(min(sizes))} to {_short(max(sizes))} parameters and read "
+            f"{_short(max(r.result.get('tokens') or 0 for r in study.select('result')))} tokens at most; "
+            "what larger ones do is not seen here."
+        )
+    said.append(
+        "Arms are compared at equal tokens and steps, "
+        "not at equal FLOPs or seconds; curves against all three stand above."
+    )
+    lines = "".join(f"<li>{escape(text)}</li>" for text in said)
+    return f"<section><h2>What this cannot say</h2><ul>{lines}</ul></section>"
+
+
+def _reproduce(study: Study) -> str:
+    return (
+        f"<section><h2>Again</h2><pre>{escape(command(study))}</pre><p class='note'>Everything here was made from the "
+        "run folders alone; <code>study.json</code> holds every number, <code>figures/</code> every picture as PNG and "
+        "its data as CSV.</p></section>"
+    )
+
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+STYLE = """
+:root { --page: #f6f7f9; --card: #fff; --ink: #1c2126; --soft: #5b646e; --line: #e1e5ea; --accent: #0b62a8;
+  --warn-page: #fff4e5; --warn-ink: #7a3d00; --warn-line: #f0b866; --fine-page: #eaf6ef; --fine-ink: #145a36;
+  --fine-line: #93cfae; --no: #b3261e; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #14171b; --card: #1d2126; --ink: #e7eaee; --soft: #a0a9b4; --line: #323840; --accent: #7cc0ff;
+    --warn-page: #33260f; --warn-ink: #ffd49a; --warn-line: #7c5a1d; --fine-page: #14291f; --fine-ink: #a5e0bf;
+    --fine-line: #2c5f45; --no: #ff8a80; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI",
+  Roboto, "Helvetica Neue", Arial, sans-serif; -webkit-text-size-adjust: 100%; }
+main { max-width: 1080px; margin: 0 auto; padding: 24px 24px 64px; }
+.status { margin: 0 0 28px; padding: 10px 16px; border-radius: 8px; border: 1px solid; font-size: 15px; }
+.status.warn { background: var(--warn-page); color: var(--warn-ink); border-color: var(--warn-line); }
+.status.fine { background: var(--fine-page); color: var(--fine-ink); border-color: var(--fine-line); }
+.eyebrow { margin: 0; color: var(--soft); font-size: 14px; letter-spacing: .02em; }
+h1 { margin: 2px 0 8px; font-size: 32px; line-height: 1.2; letter-spacing: -.015em; text-wrap: balance; }
+.question { margin: 0; font-size: 19px; color: var(--soft); text-wrap: pretty; max-width: 46em; }
+h2 { margin: 44px 0 12px; font-size: 21px; letter-spacing: -.01em; }
+h3 { margin: 20px 0 6px; font-size: 16px; }
+.answer { margin-top: 24px; padding: 4px 24px 10px; background: var(--card); border: 1px solid var(--line);
+  border-left: 4px solid var(--accent); border-radius: 8px; }
+.answer h2 { margin: 14px 0 4px; font-size: 14px; color: var(--accent); letter-spacing: .02em; }
+.answer ul { list-style: none; margin: 0; padding: 0; }
+.answer li { margin: 8px 0; }
+.answer li:first-child { font-size: 19px; line-height: 1.45; }
+.scroll { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
+table { border-collapse: collapse; width: 100%; font-size: 13.5px; line-height: 1.35;
+  font-variant-numeric: tabular-nums; }
+th, td { padding: 8px 9px; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
+th { color: var(--soft); font-weight: 500; font-size: 12.5px; vertical-align: bottom; }
+tbody tr:last-child td { border-bottom: 0; }
+.n { text-align: right; white-space: nowrap; }
+th.n { white-space: normal; }
+td small { display: block; color: var(--soft); font-size: 11.5px; }
+td i { display: inline-block; width: 10px; height: 10px; border-radius: 50%; margin-right: 7px; }
+td:first-child { white-space: nowrap; }
+tr.out { color: var(--soft); }
+tr.same td { color: var(--soft); }
+.tag { margin-left: 17px; padding: 1px 7px; border-radius: 99px; border: 1px solid var(--warn-line); font-size: 11.5px;
+  background: var(--warn-page); color: var(--warn-ink); }
+code, pre { font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
+td code { font-size: 11.5px; }
+td b + code { display: block; margin: 1px 0 0 17px; max-width: 14em; color: var(--soft); white-space: normal;
+  overflow-wrap: anywhere; }
+pre { margin: 0; padding: 12px 16px; background: var(--card); border: 1px solid var(--line); border-radius: 8px;
+  overflow-x: auto; }
+.note, .reasons, figcaption { color: var(--soft); font-size: 13.5px; }
+.reasons { margin: 10px 0; padding-left: 20px; }
+figure { margin: 24px 0; }
+.card { padding: 14px; background: #fff; border: 1px solid var(--line); border-radius: 8px; }
+.card img { display: block; width: 100%; height: auto; margin: 0 auto; }
+figcaption { margin-top: 8px; max-width: 60em; }
+figcaption span { white-space: nowrap; opacity: .75; }
+details { margin: 14px 0; }
+summary { cursor: pointer; color: var(--accent); font-size: 14.5px; margin-bottom: 8px; }
+.checks { list-style: none; margin: 0; padding: 0; }
+.checks li { display: flex; flex-wrap: wrap; gap: 0 10px; padding: 3px 0; }
+.checks b { width: 1em; color: var(--fine-ink); }
+.checks .no b { color: var(--no); }
+.checks .no { color: var(--no); font-weight: 600; }
+.checks span { color: var(--soft); font-size: 14px; font-weight: 400; }
+@media (max-width: 640px) { main { padding: 16px 14px 40px; } h1 { font-size: 26px; }
+  .answer { padding: 2px 16px 8px; } }
+@media print {
+  :root { --page: #fff; --card: #fff; --ink: #000; --soft: #444; --line: #ccc; --accent: #084d85; --warn-page: #fff;
+    --warn-ink: #7a3d00; --fine-page: #fff; --fine-ink: #145a36; --no: #b3261e; }
+  body { font-size: 10.5pt; } main { max-width: none; padding: 0; }
+  figure, tr, .answer { break-inside: avoid; } h2, h3 { break-after: avoid; }
+  table { font-size: 8pt; } th, td { padding: 3px 4px; } td small { font-size: 7pt; } th { font-size: 7.5pt; }
+  .scroll { overflow: visible; border: 0; } .card { padding: 0; border: 0; } details:not([open]) { display: none; }
+}
+"""

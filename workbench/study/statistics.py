@@ -1,0 +1,126 @@
+"""Intervals and tests for comparing runs, with their level of claim. Needs numpy and scipy.
+
+Two levels: *these checkpoints* (the items asked, given the trained weights) and *these architectures* (the seeds,
+as samples of what training gives; at least three, else no such claim).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+
+from workbench.evaluate.interval import Interval, Values, normal_quantile, t_quantile
+
+CHECKPOINTS = "these checkpoints"
+ARCHITECTURES = "these architectures"
+LEAST_SEEDS = 3  # for a claim about architectures
+LEAST_CLUSTERS = 5  # that differ, for an interval from their spread
+
+
+class Difference(NamedTuple):
+    """First minus second, with its two-sided p-value, what it speaks of, and the seeds that it rests on."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    claim: str
+    seeds: int
+
+
+# ---- one number
+
+
+def t_interval(values: Values, level: float = 0.95) -> Interval:
+    """Student's interval of a mean over seeds. Raises ValueError below three."""
+    values = np.asarray(values, float)
+    if len(values) < LEAST_SEEDS:
+        raise ValueError(f"an interval over seeds needs at least {LEAST_SEEDS}; got {len(values)}")
+    half = t_quantile(level, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    return Interval(float(values.mean()), float(values.mean() - half), float(values.mean() + half))
+
+
+def average(intervals: Sequence[Interval]) -> Interval:
+    """Mean of estimates on the same items, with the mean of their bounds: about these checkpoints alone.
+
+    Every seed is asked the same books, so their errors go together and do not shrink with the number of seeds.
+    """
+    return Interval(*(math.fsum(column) / len(intervals) for column in zip(*intervals, strict=True)))
+
+
+def over_seeds(intervals: Sequence[Interval]) -> tuple[Interval, str]:
+    """The mean over seeds and what its interval speaks of; over three seeds or more never narrower than items allow."""
+    items = average(intervals)
+    if len(intervals) < LEAST_SEEDS:
+        return items, CHECKPOINTS
+    seeds = t_interval([i.mean for i in intervals])
+    return Interval(items.mean, min(items.low, seeds.low), max(items.high, seeds.high)), ARCHITECTURES
+
+
+# ---- differences
+
+
+def independent(a: Interval, b: Interval) -> Interval:
+    """a - b for two estimates of other items; for the same items too wide. Source: Newcombe 1998, method 10 (MOVER)."""
+    mean = a.mean - b.mean
+    low = mean - math.hypot(a.mean - a.low, b.high - b.mean)
+    return Interval(mean, low, mean + math.hypot(a.high - a.mean, b.mean - b.low))
+
+
+def paired_clusters(a: Values, b: Values, weights: Values | None = None, level: float = 0.95) -> Interval | None:
+    """a - b of means over the same clusters (books, packages), weighted, from the spread of the cluster differences.
+
+    None where fewer than five clusters differ: their spread says too little, use `independent`.
+    """
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    if a.shape != b.shape:
+        raise ValueError(f"paired clusters must be the same for both; got {a.shape} and {b.shape}")
+    w = np.ones(len(a)) if weights is None else np.asarray(weights, float)
+    difference = a - b
+    if np.count_nonzero(difference) < LEAST_CLUSTERS:
+        return None
+    clusters = len(a)
+    mean = (w * difference).sum() / w.sum()
+    variance = clusters / (clusters - 1) * ((w * (difference - mean)) ** 2).sum() / w.sum() ** 2
+    half = t_quantile(level, clusters - 1) * math.sqrt(variance)
+    return Interval(float(mean), float(mean - half), float(mean + half))
+
+
+def paired_t(a: Values, b: Values, level: float = 0.95) -> Difference:
+    """a - b over paired seeds: a claim about these architectures. Raises ValueError below three seeds."""
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    if a.shape != b.shape:
+        raise ValueError(f"paired seeds must be the same for both; got {a.shape} and {b.shape}")
+    mean, low, high = t_interval(a - b, level)
+    error = float((a - b).std(ddof=1)) / math.sqrt(len(a))
+    p = float(2 * special.stdtr(len(a) - 1, -abs(mean) / error)) if error > 0 else float(mean == 0)
+    return Difference(mean, low, high, p, ARCHITECTURES, len(a))
+
+
+def compare(seeds: Sequence[tuple[Interval, Interval, Interval | None]]) -> tuple[Difference, Difference | None]:
+    """a - b from each seed's (a, b, their paired difference over the same items or None): at both levels of claim.
+
+    First about these checkpoints, from their items. Then, with three seeds or more, about these architectures: the
+    paired t over seeds, never narrower nor surer than the items allow; else None.
+    """
+    items = average([paired or independent(a, b) for a, b, paired in seeds])
+    margin = items.mean - items.low if items.mean >= 0 else items.high - items.mean  # towards zero
+    p = math.erfc(normal_quantile(0.95) * abs(items.mean) / margin / math.sqrt(2)) if margin > 0 else 1.0
+    checkpoints = Difference(*items, p, CHECKPOINTS, len(seeds))
+    if len(seeds) < LEAST_SEEDS:
+        return checkpoints, None
+    t = paired_t([a.mean for a, _, _ in seeds], [b.mean for _, b, _ in seeds])
+    return checkpoints, t._replace(low=min(t.low, items.low), high=max(t.high, items.high), p=max(t.p, p))
+
+
+def holm(p: Values) -> list[float]:
+    """p-values adjusted for their number; below 0.05 holds for all together. Source: Holm 1979, Scand. J. Stat. 6."""
+    adjusted, largest = [0.0] * len(p), 0.0
+    for rank, index in enumerate(sorted(range(len(p)), key=p.__getitem__)):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[index]))
+        adjusted[index] = largest
+    return adjusted
