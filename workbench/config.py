@@ -330,7 +330,6 @@ class PhonebookEvaluation:
     entries: tuple[int, ...] = (2, 4, 8, 16)  # book sizes, past the trained ones too
     books: int = 64  # books of each size
     queries: int = 8  # entries asked for in each book, spread evenly over depth (all, if the book has fewer)
-    removed: bool = False  # ask for entries that were taken out of the book: a control that must fall to the baseline
 
     def build(self, run: RunConfig) -> Any:
         from workbench.evaluate.phonebook import evaluator

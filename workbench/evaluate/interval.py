@@ -1,32 +1,48 @@
-"""Intervals for shares of right answers, where answers come in clusters (several questions about one book)."""
+"""Intervals of one number: a share of right answers, where answers may come in clusters (the questions of one book)."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+from scipy import special
 
-Z = 1.959963984540054  # 95%
-
-
-def wilson(mean: float, items: float) -> tuple[float, float]:
-    """Wilson's 95% interval of a proportion seen in `items` independent trials. Wilson 1927."""
-    centre = (mean + Z * Z / (2 * items)) / (1 + Z * Z / items)
-    half = Z / (1 + Z * Z / items) * math.sqrt(mean * (1 - mean) / items + Z * Z / (4 * items * items))
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+Values = Sequence[float | int] | np.ndarray
 
 
-def clustered(right: np.ndarray) -> dict[str, float]:
-    """Mean of `right` [clusters, items a cluster] (0 to 1) with Wilson's interval at the effective number of trials.
+class Interval(NamedTuple):
+    mean: float
+    low: float
+    high: float
 
-    The effective number divides by the design effect: the clustered variance of the mean over the independent one,
-    never below 1. Kish 1965; Korn & Graubard 1998.
+
+def normal_quantile(level: float) -> float:
+    """Half-width of the central interval of a standard normal: 1.96 for 0.95."""
+    return float(special.ndtri((1 + level) / 2))
+
+
+def t_quantile(level: float, freedom: float | int) -> float:
+    """Half-width of the central interval of Student's t: 4.303 for 0.95 with 2 degrees of freedom."""
+    return float(special.stdtrit(freedom, (1 + level) / 2))
+
+
+def clustered(right: Values, asked: Values, level: float = 0.95) -> Interval:
+    """Interval of a proportion whose items come in clusters: how many are right and how many were asked in each.
+
+    Clopper and Pearson's interval at the effective number of items, from the spread between clusters and Student's
+    quantile. Where all clusters agree their spread says nothing, and each counts as one item.
+    Raises ValueError below two clusters. Source: Korn & Graubard 1998, Survey Methodology 24.
     """
-    clusters, each = right.shape
-    mean = float(right.mean())
-    independent = mean * (1 - mean) / (clusters * each)
-    effect = 1.0
-    if independent > 0 and clusters > 1:
-        effect = max(float(right.mean(axis=1).var(ddof=1)) / clusters / independent, 1.0)
-    low, high = wilson(mean, clusters * each / effect)
-    return {"mean": mean, "low": low, "high": high, "items": int(right.size)}
+    right, asked = np.asarray(right, float), np.asarray(asked, float)
+    if right.shape != asked.shape or len(right) < 2 or (asked <= 0).any() or (right < 0).any() or (right > asked).any():
+        raise ValueError(f"need two clusters or more, each with 0 <= right <= asked > 0; got {right} of {asked}")
+    clusters, items = len(right), float(asked.sum())
+    p = float(right.sum()) / items
+    variance = clusters / (clusters - 1) * float(((right - p * asked) ** 2).sum()) / items**2
+    effective = min(items, p * (1 - p) / variance) if variance > 0 else clusters
+    n = effective * (normal_quantile(level) / t_quantile(level, clusters - 1)) ** 2
+    x, tail = p * n, (1 - level) / 2
+    low = 0.0 if x == 0 else float(special.betaincinv(x, n - x + 1, tail))
+    high = 1.0 if p == 1 else float(special.betaincinv(x + 1, n - x, 1 - tail))
+    return Interval(p, min(low, p), max(high, p))

@@ -27,33 +27,35 @@ def evaluator(config: PhonebookEvaluation, run: RunConfig) -> Callable[[Language
         raise ValueError(f"PhonebookEvaluation needs PhonebookConfig data; got {type(data).__name__}")
 
     def evaluate(model: LanguageModel, split: str) -> dict:
-        exam = [questions(config, data, split, k) for k in config.entries]
-        longest = max(tokens.shape[1] for tokens, *_ in exam)
+        absent = [k for k in config.entries if k <= max(data.entries) and k < data.names and split == "test"]
+        exams = [(k, False) for k in config.entries] + [(k, True) for k in absent]
+        papers = [questions(config, data, split, *exam) for exam in exams]
+        longest = max(tokens.shape[1] for tokens, *_ in papers)
         right = {}
-        for k, (tokens, segments, asked, answers, depth) in zip(config.entries, exam, strict=True):
+        for exam, (tokens, segments, asked, answers, depth) in zip(exams, papers, strict=True):
             missing = longest - tokens.shape[1]  # padded to one length, so that every size runs one program
             tokens, segments = (np.pad(a, ((0, 0), (0, missing))) for a in (tokens, segments))
             digits = np.asarray(_answer(model, tokens, segments, asked, answers))
-            right[k] = (digits[:, _distinct(depth)], depth[_distinct(depth)])
+            right[exam] = (digits[:, _distinct(depth)], depth[_distinct(depth)])
         return scores(config, data, split, right)
 
     return evaluate
 
 
-def questions(config: PhonebookEvaluation, data: PhonebookConfig, split: str, entries: int):
+def questions(config: PhonebookEvaluation, data: PhonebookConfig, split: str, entries: int, removed: bool = False):
     """Books of `entries` entries and what is asked of them.
 
     tokens, segments [books, T]: the book and the query mark. asked [queries, books, L]: name and all digits but the
     last. answers [queries, books, digits]. depth [queries]: the asked-for entry's index. With `removed`, the asked-for
-    entry is one that is not in the book.
+    entry has been taken out of the book.
     """
     rng = np.random.Generator(np.random.Philox(key=[SEED, 10 * entries + list(phonebook.SPLITS).index(split)]))
-    extra = 1 if config.removed else 0
+    extra = 1 if removed else 0
     names, numbers = phonebook.books(data, split, entries + extra, config.books, rng)
     book = np.concatenate([names, numbers], axis=-1)[:, :entries].reshape(config.books, -1)
     tokens = np.concatenate([book, np.full((config.books, 1), phonebook.QUERY, np.int32)], axis=1)
     depth = np.linspace(0, entries - 1, config.queries).round().astype(int)
-    which = np.full_like(depth, entries) if config.removed else depth
+    which = np.full_like(depth, entries) if removed else depth
     asked = np.concatenate([names, numbers[..., :-1]], axis=-1)[:, which].transpose(1, 0, 2)
     return tokens, np.ones_like(tokens), asked, numbers[:, which].transpose(1, 0, 2), depth
 
@@ -79,19 +81,40 @@ def _answer(model, tokens, segments, asked, answers):
 
 
 def scores(config: PhonebookEvaluation, data: PhonebookConfig, split: str, right: dict) -> dict:
-    """Exact match and digit accuracy by entry count with 95% intervals clustered by book, by depth, and baselines."""
-    out = {"trained_entries": list(data.entries), "exact_match": {}, "digit_accuracy": {}, "per_book": {}}
-    out |= {"by_depth": [], "baselines": {}}
-    for k, (digits, depth) in right.items():
+    """Exact match and digit accuracy by entry count with 95% intervals clustered by book, by depth, and baselines.
+
+    score: mean exact match over the book sizes that were trained on; what "best" and tuning go by. removed: the
+    control, on test alone: exact match where the asked-for entry was taken out, which must fall to chance.
+    """
+    known = [digits for (k, removed), (digits, _) in right.items() if k <= max(data.entries) and not removed]
+    score = float(np.mean([digits.all(axis=-1).mean() for digits in known])) if known else 0.0
+    out = {
+        "score": score,
+        "trained_entries": list(data.entries),
+        "exact_match": {},
+        "digit_accuracy": {},
+        "per_book": {},
+    }
+    out |= {"by_depth": [], "baselines": {}, "removed": {}}
+    for (k, removed), (digits, depth) in right.items():
         whole = digits.all(axis=-1)
-        out["exact_match"][str(k)] = clustered(whole.astype(float))
-        out["digit_accuracy"][str(k)] = clustered(digits.mean(axis=-1))
+        if removed:
+            out["removed"][str(k)] = _share(whole) | {"chance": 10.0**-data.digits}
+            continue
+        out["exact_match"][str(k)] = _share(whole)
+        out["digit_accuracy"][str(k)] = _share(digits)
         out["per_book"][str(k)] = [round(float(value), 6) for value in whole.mean(axis=1)]
         for column, place in enumerate(depth):
-            at = clustered(whole[:, column : column + 1].astype(float))
-            out["by_depth"].append({"entries": k, "depth": float(place / max(k - 1, 1)), **at})
+            at = {"entries": k, "depth": float(place / max(k - 1, 1))}
+            out["by_depth"].append(at | _share(whole[:, column]))
         out["baselines"][str(k)] = baselines(config, data, split, k)
     return out
+
+
+def _share(right: np.ndarray) -> dict[str, float | int]:
+    """Share of right answers [books, ...] with its 95% interval, clustered by book."""
+    by_book = right.reshape(len(right), -1)
+    return clustered(by_book.sum(axis=1), np.full(len(right), by_book.shape[1]))._asdict() | {"items": right.size}
 
 
 def baselines(config: PhonebookEvaluation, data: PhonebookConfig, split: str, entries: int) -> dict[str, float]:
@@ -104,9 +127,8 @@ def baselines(config: PhonebookEvaluation, data: PhonebookConfig, split: str, en
     numbers = tokens[:, :-1].reshape(config.books, entries, entry)[..., data.name_tokens :]
     counts = np.stack([(numbers == phonebook.DIGIT + d).sum(axis=1) for d in range(10)], axis=-1)
     guess = counts.argmax(axis=-1) + phonebook.DIGIT
-    copied = 0.0 if config.removed else 1 / entries
     return {
-        "copy_any": copied,
+        "copy_any": 1 / entries,
         "constant": 10.0**-data.digits,
         "digit_by_digit": float((answers == guess[None]).all(axis=-1).mean()),
     }

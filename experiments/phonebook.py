@@ -1,0 +1,160 @@
+"""Which architecture looks things up: a phone book in context, then queries; and which models Python source best?
+
+Question: with equal data, steps, width and non-embedding parameters (within 2%), how do a Transformer, Mamba, Mamba-2
+    and a hybrid of Mamba-2 with one attention layer compare at looking up numbers in books of growing size, past the
+    trained sizes too, and in bits per byte of Python source from packages that none was trained on?
+Command:  workbench run experiments/phonebook.py                  (demo, what `make demo` runs)
+          workbench run experiments/phonebook.py --scale full     (longer books, three seeds, controls, state sizes)
+          workbench run experiments/phonebook.py --tune           (the learning rates below, from one grid for all arms)
+Cost:     see experiments/README.md, as measured.
+Answer:   see experiments/README.md.
+
+Trained on the task: the paper's Phonebook (Waleffe et al. 2024, arXiv:2406.07887) is prompt-only.
+
+Rules written down before any result of the full scale:
+- States: the state-space arms are also trained with a quarter and four times their state size N, all else equal.
+- Books are evaluated from the smallest trained size to all the names there are, so that no arm stays at one end.
+- Controls: the Transformer without positions and with the short convolution of Mamba on q, k and v, and the hybrid with
+  rotary positions. No sentence about length or recall credits recurrence unless these support it.
+"""
+
+from dataclasses import replace
+
+from workbench.config import (
+    AttentionConfig,
+    Mamba2Config,
+    MambaConfig,
+    MLPConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PhonebookConfig,
+    PhonebookEvaluation,
+    RunConfig,
+    TextConfig,
+    TextEvaluation,
+)
+from workbench.data.text import DEFAULT_PACKAGES
+from workbench.pattern import allocate
+
+SCALES = ("demo", "full")
+WIDTH = 64
+
+ARMS = {
+    "transformer": ("(*-)x2", {"*": AttentionConfig(heads=4)}),
+    "mamba": ("SSS", {"S": MambaConfig(state=16)}),
+    "mamba2": ("MMMM", {"M": Mamba2Config(state=64, head_dim=16, inner=80)}),
+    "hybrid": (
+        allocate(7, 1 / 7, 2 / 7),
+        {
+            "M": Mamba2Config(state=16, head_dim=16, inner=64),
+            "*": AttentionConfig(heads=4, rotary=0),
+            "-": MLPConfig(hidden=88),
+        },
+    ),
+}
+PHONEBOOK = {
+    "demo": PhonebookConfig(names=32, digits=2, entries=(2, 4, 8), length=49, batch=8),
+    "full": PhonebookConfig(names=64, digits=3, entries=(2, 4, 8, 16), length=129, batch=8),
+}
+BOOKS = {
+    "demo": PhonebookEvaluation(entries=(2, 4, 8, 16, 32), books=96, queries=8),
+    "full": PhonebookEvaluation(entries=(2, 4, 8, 16, 32, 64), books=256, queries=8),
+}
+TEXT = {scale: TextConfig(packages=DEFAULT_PACKAGES, length=256, batch=4) for scale in SCALES}
+STEPS = {"demo": {"phonebook": 4000, "text": 500}, "full": {"phonebook": 8000, "text": 5000}}
+SEEDS = {"demo": {"phonebook": (1, 2), "text": (1,)}, "full": {"phonebook": (1, 2, 3), "text": (1, 2, 3)}}
+
+GRID = {"phonebook": (1e-3, 3e-3, 1e-2, 3e-2), "text": (1e-3, 3e-3, 1e-2)}
+TUNING_SEEDS = (101, 102)
+RATES = {  # chosen by --tune on the select split
+    "demo": {
+        "phonebook": {"transformer": 3e-3, "mamba": 1e-2, "mamba2": 1e-2, "hybrid": 3e-3},
+        "text": {"transformer": 3e-3, "mamba": 3e-3, "mamba2": 3e-3, "hybrid": 3e-3},
+    },
+}
+RATES["full"] = RATES["demo"]
+
+
+def runs(scale: str = "demo") -> list[RunConfig]:
+    """Every run of the study: seeds of a task share data and books among the arms.
+
+    Arms of one seed come in turn, so that those that run side by side compile different programs, and later seeds none.
+    """
+    found = [
+        run(scale, task, arm, seed) for task in ("phonebook", "text") for seed in SEEDS[scale][task] for arm in ARMS
+    ]
+    return found if scale == "demo" else found + controls(scale) + states(scale) + longer(scale)
+
+
+def tuning(scale: str = "demo") -> list[RunConfig]:
+    """One grid of learning rates for every arm, on seeds that are not reported."""
+    return [
+        replace(run(scale, task, arm, seed, rate), role="tuning", evaluate_every=0)
+        for task, rates in GRID.items()
+        for seed in TUNING_SEEDS
+        for rate in rates
+        for arm in ARMS
+    ]
+
+
+def run(scale: str, task: str, arm: str, seed: int, rate: float | None = None) -> RunConfig:
+    pattern, symbols = ARMS[arm]
+    data, evaluation = (
+        (PHONEBOOK[scale], BOOKS[scale]) if task == "phonebook" else (TEXT[scale], TextEvaluation(rows=128, length=256))
+    )
+    steps = STEPS[scale][task]
+    return RunConfig(
+        study="phonebook",
+        arm=arm,
+        model=ModelConfig(pattern, WIDTH, data.vocabulary, symbols),
+        data=replace(data, seed=seed),
+        evaluation=evaluation,
+        optimizer=OptimizerConfig(learning_rate=rate or RATES[scale][task][arm]),
+        seed=seed,
+        steps=steps,
+        evaluate_every=steps // 4,
+        checkpoint_every=steps // 2,
+    )
+
+
+def changed(base: RunConfig, arm: str, role: str, symbol: str, **fields) -> RunConfig:
+    """A run whose arm differs in some fields of one symbol's config."""
+    symbols = {**base.model.symbols, symbol: replace(base.model.symbols[symbol], **fields)}
+    return replace(base, arm=arm, role=role, model=replace(base.model, symbols=symbols))
+
+
+def controls(scale: str) -> list[RunConfig]:
+    return [
+        control
+        for seed in SEEDS[scale]["phonebook"]
+        for control in (
+            changed(
+                run(scale, "phonebook", "transformer", seed), "transformer, no positions", "control", "*", rotary=0.0
+            ),
+            changed(
+                run(scale, "phonebook", "transformer", seed), "transformer, short convolution", "control", "*", conv=4
+            ),
+            changed(run(scale, "phonebook", "hybrid", seed), "hybrid, rotary", "control", "*", rotary=1.0),
+        )
+    ]
+
+
+def states(scale: str) -> list[RunConfig]:
+    found = []
+    for arm, symbol in (("mamba", "S"), ("mamba2", "M"), ("hybrid", "M")):
+        for times, factor in (("1/4", 0.25), ("4", 4)):
+            for seed in SEEDS[scale]["phonebook"]:
+                base = run(scale, "phonebook", arm, seed)
+                size = int(base.model.symbols[symbol].state * factor)
+                found.append(changed(base, f"{arm}, {times} state", "state", symbol, state=size))
+    return found
+
+
+def longer(scale: str) -> list[RunConfig]:
+    """Twice the steps: an arm that this changes was not trained."""
+    found = []
+    for arm in ARMS:
+        for seed in SEEDS[scale]["phonebook"]:
+            base = run(scale, "phonebook", arm, seed)
+            found.append(replace(base, role="long", steps=2 * base.steps))
+    return found
