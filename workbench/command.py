@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
   workbench run experiments/phonebook.py                   the demo scale, two processes on two cores
   workbench run experiments/phonebook.py --scale full      the larger scale; stop and resume at will
   workbench run experiments/phonebook.py --tune            try the grid of learning rates, choose by the select split
-  workbench run experiments/phonebook.py steps=20          every run with 20 steps, in a folder of its own
+  workbench run experiments/phonebook.py steps=200         every run with 200 steps, in a folder of its own
   workbench run experiments/phonebook.py optimizer.learning_rate=3e-3 model.symbols.M.state=64
 
 Overrides are name=value, names as in workbench/config.py; an unknown one is refused with the nearest.

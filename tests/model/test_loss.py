@@ -47,7 +47,7 @@ def test_cross_entropy_in_chunks_equals_the_textbook_in_value_and_gradients(x64,
 
 
 def test_logits_in_the_thousands_overflow_nothing():
-    hidden, head, targets, weigh = example()
+    hidden, head, targets, _weigh = example()
     hidden = 1000 * hidden
     logits = hidden @ head
     top = logits.max(axis=-1)

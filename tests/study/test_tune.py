@@ -69,11 +69,12 @@ def test_a_rate_that_diverged_is_never_chosen(tmp_path):
     assert {c["learning_rate"] for c in choose(experiment(tmp_path, runs))["choices"]} == {3e-3}
 
 
-def test_equal_rates_go_to_the_smaller(tmp_path):
+def test_equal_rates_go_inside_the_grid(tmp_path):
     runs = grid()
     for each in runs:
         write(tmp_path, each, 1.0)
-    assert {c["learning_rate"] for c in choose(experiment(tmp_path, runs))["choices"]} == {1e-3}
+    choices = choose(experiment(tmp_path, runs))["choices"]
+    assert {c["learning_rate"] for c in choices} == {3e-3} and not any(c["at_edge"] for c in choices)
 
 
 def test_an_unfinished_tuning_run_leaves_nothing_chosen(tmp_path):

@@ -2,7 +2,7 @@
 
 
 def run(path, **options):
-    """`workbench run` from a notebook cell: `study.run("experiments/phonebook.py", overrides=["steps=20"])`.
+    """`workbench run` from a notebook cell: `study.run("experiments/phonebook.py", overrides=["steps=200"])`.
 
     Options are those of workbench.study.execute.run, which this imports when it is called.
     """

@@ -368,6 +368,8 @@ def _end(work: _Work, job: _Job, error: str | None) -> None:
     if error is None and at.step_seconds:
         other = max(time.monotonic() - job.started - run.steps * at.step_seconds, 0.0)
         progress.remember(progress.cost_name(run, work.cores), progress.Cost(at.step_seconds, other))
+    if error:
+        tqdm.write(f"failed, the others go on: {run.name}: {error.strip().splitlines()[-1][:300]}")
     work.ended[run.name] = error
 
 
@@ -410,17 +412,20 @@ def _look(work: _Work, costs: dict[str, progress.Cost]) -> tuple[list[progress.R
     for slot, job in jobs.items():
         run, at = job.run, progress.seen(work.folder / job.run.name)
         name = progress.cost_name(run, work.cores)
+        elapsed = time.monotonic() - job.started
         if at.step_seconds:
-            elapsed = time.monotonic() - job.started
             other = costs[name].other_seconds if name in costs else max(elapsed - at.step * at.step_seconds, 0.0)
             costs[name] = progress.Cost(at.step_seconds, other)
-        left = (run.steps - at.step) * costs[name].step_seconds if name in costs else None
+            left = (run.steps - at.step) * at.step_seconds
+        else:
+            whole = progress.estimate([run], costs, work.cores, work.todo)[0]
+            left = None if whole is None else max(whole - elapsed, 0.0)
         label = f"{work.todo.index(run) + 1}/{len(work.todo)} {run.name.rpartition('-')[0]}"
         rows[slot] = progress.Row(label, at.step, run.steps, at.loss, at.tokens_per_second, left)
 
     running = {job.run.name for job in jobs.values()}
     waiting = [run for run in work.todo if run.name not in work.ended and run.name not in running]
-    ahead = progress.estimate(waiting, costs, work.cores)[0] if waiting else 0.0
+    ahead = progress.estimate(waiting, costs, work.cores, work.todo)[0] if waiting else 0.0
     lefts = [row.left for row in rows if row]
     left = None
     if ahead is not None and None not in lefts:

@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -88,18 +88,21 @@ def remember(name: str, cost: Cost) -> None:
         pass
 
 
-def estimate(runs: list[RunConfig], costs: Mapping[str, Cost], cores: int) -> tuple[float | None, int]:
+def estimate(
+    runs: Sequence[RunConfig], costs: Mapping[str, Cost], cores: int, like: Sequence[RunConfig] | None = None
+) -> tuple[float | None, int]:
     """(seconds that the runs take one after the other, how many of them were measured).
 
-    A run that was not measured counts as the mean of those that were; None if none was.
+    A run that was not measured counts as the mean of those among `like` (these runs) that were; None if none was.
     """
-    found = [costs.get(cost_name(run, cores)) for run in runs]
-    measured = [cost for cost in found if cost]
+    measured = [cost for run in like or runs if (cost := costs.get(cost_name(run, cores)))]
     if not measured:
         return None, 0
     mean = Cost(*(sum(values) / len(measured) for values in zip(*measured, strict=True)))
+    found = [costs.get(cost_name(run, cores)) for run in runs]
     pairs = ((run, cost or mean) for run, cost in zip(runs, found, strict=True))
-    return sum(run.steps * cost.step_seconds + cost.other_seconds for run, cost in pairs), len(measured)
+    seconds = sum(run.steps * cost.step_seconds + cost.other_seconds for run, cost in pairs)
+    return float(seconds), sum(cost is not None for cost in found)
 
 
 # ---- the display

@@ -63,7 +63,8 @@ def measure(select: Mapping[str, Any]) -> tuple[str, float]:
 def choose(experiment: Experiment) -> dict:
     """The best rate of every task and arm, by the mean over seeds on the select split; written to tuning.json.
 
-    A run that ended in NaN counts as worse than any other; equal means go to the smaller rate.
+    A run that ended in NaN counts as worse than any other; equal means go to a rate inside the
+    grid, which has been looked past on both sides, and then to the smaller.
     Raises ValueError if a tuning run has not ended, since a choice among fewer would not be the same for every arm.
     """
     check_grid(experiment.tuning)
@@ -92,7 +93,7 @@ def _choice(folder: Path, runs: Sequence[RunConfig]) -> dict:
     if measured is None:
         raise ValueError(f"every tuning run of {runs[0].arm} ended in NaN; the grid needs smaller rates, for every arm")
     means = {rate: sum(each) / len(each) for rate, each in values.items()}
-    best = max(means, key=lambda rate: (means[rate], -rate))
+    best = max(means, key=lambda rate: (means[rate], rate not in (min(means), max(means)), -rate))
     sign = MEASURES[measured]
     return {
         "learning_rate": best,

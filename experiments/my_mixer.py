@@ -1,0 +1,59 @@
+"""A mixer of your own beside the arms of phonebook.py, in 15 minutes: same data, seeds and parameters.
+Copy this file, change both classes, `workbench check FILE` until it holds all promises, then `workbench run FILE`."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from workbench import config, count, match
+from workbench.model.initial import uniform
+
+
+class MyMixer(nnx.Module):  # here minGRU, gated: Feng et al. 2024, arXiv:2410.01201
+    def __init__(self, inner, width, make):
+        self.enter = make("my.in", (width, 3 * inner), uniform(width**-0.5))
+        self.gate_bias = make("my.gate_bias", (inner,), uniform(4.0))  # remembers 1 to 55 tokens; _bias: no decay
+        self.out = make("my.out", (inner, width), uniform(inner**-0.5))
+
+    def __call__(self, x, state, where):  # x [B, T, width]; state: None in training, else as from initial_state
+        v, z, gate = jnp.split(x @ self.enter[...].astype(x.dtype), 3, axis=-1)
+        real = True if where.segments is None else where.segments[..., None] != 0
+        gate = jnp.where(real, nnx.sigmoid(gate + self.gate_bias[...][None, None]), 0)  # padding: no time passes
+        keep = jnp.where(real & (where.positions[..., None] == 0), 0, 1 - gate)  # a document begins from nothing
+        write = gate * v if state is None else (gate * v).at[:, 0].add(keep[:, 0] * state)
+        _, h = jax.lax.associative_scan(lambda a, b: (a[0] * b[0], a[1] * b[0] + b[1]), (keep, write), axis=1)
+        y = (h.astype(x.dtype) * nnx.silu(z)) @ self.out[...].astype(x.dtype)
+        return y, None if state is None else h[:, -1], {}
+
+    def initial_state(self, batch, capacity, dtype):  # h in float32 or wider
+        return jnp.zeros((batch, self.gate_bias[...].shape[-1]), jnp.promote_types(dtype, jnp.float32))
+
+
+@dataclass(frozen=True)
+class MyMixerConfig:
+    inner: int = 64
+
+    def build(self, width, make):
+        return MyMixer(self.inner, width, make)
+
+    def parameters(self, width):
+        return 4 * width * self.inner + self.inner
+
+    def operations(self, width, context):  # multiply-adds a token: a name, then m, n, k and how many such products
+        each = {"in": (3 * self.inner, width, 1), "scan": (1, 2, self.inner), "out": (width, self.inner, 1)}
+        return [count.Operation(name, 1, *sizes) for name, sizes in each.items()]
+
+    def state_bytes(self, width, context, element_bytes):
+        return 4 * self.inner
+
+
+def runs(scale="demo"):
+    runs = config.load_file(Path(__file__).with_name("phonebook.py")).runs(scale)
+    for run in [run for run in runs if run.arm == "transformer"]:  # and the same with this mixer in its place
+        mixer = replace(run.model, pattern="XXXX", symbols={"X": MyMixerConfig()})
+        mixer = match.match(mixer, parameters=count.count(run.model).parameters).config
+        runs.append(replace(run, arm="my_mixer", model=mixer))
+    return [replace(run, study="my_mixer") for run in runs]

@@ -1,0 +1,104 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from workbench.command import main
+from workbench.config import ModelConfig, OptimizerConfig, PhonebookConfig, RunConfig, from_json, load_file, to_json
+from workbench.count import count
+
+
+@pytest.fixture(scope="module")
+def path(request):
+    return request.config.rootpath / "experiments" / "my_mixer.py"
+
+
+@pytest.fixture(scope="module")
+def mine(path):
+    return load_file(path)
+
+
+@pytest.fixture
+def run(mine):
+    """A few steps of a small model of the mixer."""
+    data = PhonebookConfig(names=8, entries=(2,), length=36, batch=4)
+    return RunConfig(
+        study="my_mixer",
+        arm="my_mixer",
+        model=ModelConfig("XX", width=16, vocabulary=20, symbols={"X": mine.MyMixerConfig(inner=24)}),
+        data=data,
+        evaluation=None,
+        optimizer=OptimizerConfig(learning_rate=1e-2, warmup=2),
+        steps=20,
+    )
+
+
+def test_a_mixer_of_ones_own_takes_fewer_than_60_lines(path):
+    assert len(path.read_text().splitlines()) < 60
+
+
+def test_the_example_mixer_holds_every_promise(path, capsys):
+    assert main(["check", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "MyMixerConfig"
+    assert len(lines) > 8 and all(line.startswith("  holds ") for line in lines[1:])
+
+
+def test_its_flops_are_those_of_its_matrices_and_its_recurrence(mine):
+    flops = sum(operation.flops for operation in mine.MyMixerConfig(inner=24).operations(16, 100.0))
+    assert flops == 2 * (16 * 72 + 24 * 16 + 2 * 24)
+
+
+def test_a_run_of_it_comes_back_from_json_with_its_file(run, path):
+    text = json.dumps(to_json(run))
+    assert "my_mixer.py" in text and json.loads(text)["model"]["symbols"]["X"]["sha256"]
+    back = from_json(json.loads(text))
+    assert back == run and back.name == run.name
+
+
+def test_it_learns_in_a_few_steps(run):
+    from workbench.model.language_model import create
+    from workbench.train.loss import loss
+    from workbench.train.optimizer import optimizer
+
+    update = optimizer(run.optimizer, run.steps)
+    batch = jax.tree.map(jnp.asarray, run.data.stream("train").batch(0))
+
+    @jax.jit
+    def step(model, state):
+        def mean(model):
+            total, metrics = loss(model, batch)
+            return total / metrics["weight"]
+
+        value, gradient = jax.value_and_grad(mean)(model)
+        change, state = update.update(gradient, state, model)
+        return jax.tree.map(lambda p, c: p + c, model, change), state, value
+
+    model = create(run.model, 0)
+    state = update.init(model)
+    losses = []
+    for _ in range(run.steps):
+        model, state, value = step(model, state)
+        losses.append(float(value))
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_it_joins_the_phonebook_study_at_the_transformers_size(mine, path):
+    others = load_file(path.with_name("phonebook.py")).runs("demo")
+    joined = mine.runs("demo")
+    transformers = {(type(r.data), r.seed, r.role): r for r in others if r.arm == "transformer"}
+    own = {(type(r.data), r.seed, r.role): r for r in joined if r.arm == "my_mixer"}
+    assert own.keys() == transformers.keys() and len(joined) == len(others) + len(own)
+    for place, run in own.items():
+        theirs = transformers[place]
+        assert (run.data, run.evaluation, run.optimizer, run.steps) == (
+            theirs.data,
+            theirs.evaluation,
+            theirs.optimizer,
+            theirs.steps,
+        )
+        size, wanted = (count(r.model).non_embedding_parameters for r in (run, theirs))
+        step = 8 * sum(8 // 8 * layer.parameters(run.model.width) // layer.inner for layer in run.model.layers)
+        assert abs(size - wanted) <= step / 2
+    assert {r.arm for r in joined} == {r.arm for r in others} | {"my_mixer"}
