@@ -67,8 +67,8 @@ fi
 rm -rf "$venv"
 $uv venv --quiet --python "$python" "$venv"
 # shellcheck disable=SC2086
-$uv pip sync --python "$venv/bin/python" --require-hashes "$lock" $cuda_lock
+$uv pip sync --quiet --python "$venv/bin/python" --require-hashes "$lock" $cuda_lock
 # The build tools are in the lock, so nothing unlocked is downloaded to build the two packages.
-$uv pip install --python "$venv/bin/python" --no-deps --no-build-isolation -e ./kernels -e .
+$uv pip install --quiet --python "$venv/bin/python" --no-deps --no-build-isolation -e ./kernels -e .
 echo "$stamp" >"$venv/stamp"
 trap - EXIT

@@ -363,6 +363,14 @@ class OptimizerConfig:
     decay: float = 0.1
     clip: float = 1.0  # of the gradient's global norm
 
+    def check(self, steps: int) -> None:
+        """Raises ValueError unless the warm-up fits into a run of `steps`."""
+        if not 0 <= self.warmup <= steps:
+            raise ValueError(
+                f"optimizer.warmup is {self.warmup} steps and the run has {steps}; "
+                f"it must lie between 0 and {steps}: lower optimizer.warmup or raise steps"
+            )
+
 
 ROLES = ("result", "tuning", "control", "state", "long")
 

@@ -78,7 +78,7 @@ def phonebook(
     baselines = {str(k): {"copy_any": 1 / k, "constant": 0.001, "digit_by_digit": 0.03} for k in ENTRIES}
     evaluation = {"exact_match": exact, "digit_accuracy": digits, "by_depth": depth, "baselines": baselines}
     evaluation["trained_entries"] = list(TRAINED)
-    at = clustered([round(8 * removed * books / 8)] * 8, [books] * 8)._asdict()
+    at = clustered([round(removed * books)] * 8, [books] * 8)._asdict()
     evaluation["removed"] = {str(k): at | {"items": 8 * books, "chance": 0.01} for k in TRAINED}
     evaluation |= {"per_book": per_book} if keep else {}
     return _write(folder, run, rows, {"phonebook": evaluation}, digest or f"{seed:02d}" + "ab" * 31, **changes)

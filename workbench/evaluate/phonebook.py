@@ -47,17 +47,19 @@ def questions(config: PhonebookEvaluation, data: PhonebookConfig, split: str, en
 
     tokens, segments [books, T]: the book and the query mark. asked [queries, books, L]: name and all digits but the
     last. answers [queries, books, digits]. depth [queries]: the asked-for entry's index. With `removed`, the asked-for
-    entry has been taken out of the book.
+    entries have been taken out of the book.
     """
     rng = np.random.Generator(np.random.Philox(key=[SEED, 10 * entries + list(phonebook.SPLITS).index(split)]))
-    extra = 1 if removed else 0
+    extra = min(config.queries, data.names - entries) if removed else 0
     names, numbers = phonebook.books(data, split, entries + extra, config.books, rng)
     book = np.concatenate([names, numbers], axis=-1)[:, :entries].reshape(config.books, -1)
     tokens = np.concatenate([book, np.full((config.books, 1), phonebook.QUERY, np.int32)], axis=1)
-    depth = np.linspace(0, entries - 1, config.queries).round().astype(int)
-    which = np.full_like(depth, entries) if removed else depth
-    asked = np.concatenate([names, numbers[..., :-1]], axis=-1)[:, which].transpose(1, 0, 2)
-    return tokens, np.ones_like(tokens), asked, numbers[:, which].transpose(1, 0, 2), depth
+    if removed:
+        depth = entries + np.arange(config.queries) % extra
+    else:
+        depth = np.linspace(0, entries - 1, config.queries).round().astype(int)
+    asked = np.concatenate([names, numbers[..., :-1]], axis=-1)[:, depth].transpose(1, 0, 2)
+    return tokens, np.ones_like(tokens), asked, numbers[:, depth].transpose(1, 0, 2), depth
 
 
 def _distinct(depth: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import special
 
 from workbench.study import statistics
 from workbench.study.collect import Run, Study
@@ -271,15 +272,19 @@ def checks(study: Study, task: str) -> list[Check]:
         ),
     ]
     if removed:
-        above = [run.arm for run in removed if not _at_chance(run)]
-        detail = f"{listed(sorted(set(above)))} stayed above it" if above else f"{len(removed)} runs"
+        arms = {run.arm: [each for each in removed if each.arm == run.arm] for run in removed}
+        above = [arm for arm, each in arms.items() if _above_chance(each) < 0.05 / len(arms)]
+        detail = f"{listed(above)} stayed above it" if above else f"{len(removed)} runs"
         found.append(Check("with the asked-for entry removed every arm falls to chance", not above, detail))
     return found
 
 
-def _at_chance(run: Run) -> bool:
-    """Whether no size's interval lies wholly above chance where the asked-for entry was taken out."""
-    return all(entry["low"] <= entry["chance"] for entry in run.evaluation("removed")["removed"].values())
+def _above_chance(runs: Sequence[Run]) -> float:
+    """One-sided binomial p-value, against chance, of an arm's right answers about entries that were taken out."""
+    entries = [entry for run in runs for entry in run.evaluation("removed")["removed"].values()]
+    asked = sum(entry["items"] for entry in entries)
+    right = round(sum(entry["items"] * entry["mean"] for entry in entries))
+    return float(special.bdtrc(right - 1, asked, entries[0]["chance"])) if right else 1.0
 
 
 def _plain(value: Any) -> str:

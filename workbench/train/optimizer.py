@@ -39,11 +39,7 @@ def schedule(config: OptimizerConfig, steps: int) -> Callable[[Any], jax.Array]:
     The warm-up's last update has the peak, the run's last one `final` times the peak; none has zero.
     Raises ValueError for a warm-up longer than the run.
     """
-    if not 0 <= config.warmup <= steps:
-        raise ValueError(
-            f"optimizer.warmup is {config.warmup} steps and the run has {steps}; "
-            f"it must lie between 0 and {steps}: lower optimizer.warmup or raise steps"
-        )
+    config.check(steps)
 
     def rate(done):
         done = jnp.asarray(done, jnp.float32)
