@@ -43,7 +43,7 @@ def test_layers_are_stored_stacked_over_the_smallest_period():
 
 
 def test_scanning_over_periods_equals_running_layer_by_layer_in_value_and_gradients(x64):
-    model = create(config("M*M*", dtype="float64"), 0)
+    model = create(config("*-*-", dtype="float64"), 0)
     weigh = jnp.asarray(np.random.default_rng(1).standard_normal((2, 9, 16)))
 
     def outcome(unroll):

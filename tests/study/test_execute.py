@@ -14,14 +14,15 @@ from workbench.study.experiment import load
 
 EXPERIMENT = '''"""Does the executor run what it is told to run?"""
 
-from workbench.config import ModelConfig, PhonebookConfig, PhonebookEvaluation, RunConfig
+from workbench.config import ModelConfig, OptimizerConfig, PhonebookConfig, PhonebookEvaluation, RunConfig
 
 SCALES = ("demo", "full")
 
 
 def runs(scale):
     model = ModelConfig("*-", 16, 76)
-    return [RunConfig("small", arm, model, PhonebookConfig(), PhonebookEvaluation(), steps=40, log_every=20)
+    return [RunConfig("small", arm, model, PhonebookConfig(), PhonebookEvaluation(),
+                      OptimizerConfig(warmup=1), steps=40, log_every=20)
             for arm in ("good", "bad", "other")]
 '''
 
@@ -177,8 +178,9 @@ def test_stopping_says_that_the_same_command_resumes_and_leaves_no_process(tmp_p
     command = [sys.executable, "-m", "workbench.command", "run", str(path), "--jobs", "2"]
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
-    )
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs ignore it
+    )  # fmt: skip
     try:
         until = time.monotonic() + 60
         while not list(tmp_path.glob("runs/small/*/timing.jsonl")) and time.monotonic() < until:

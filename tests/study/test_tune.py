@@ -140,9 +140,9 @@ def test_an_unknown_scale_is_refused_with_the_choices(tmp_path):
 def test_overrides_reach_every_run_and_have_a_folder_of_their_own(tmp_path):
     path = tmp_path / "overridden.py"
     path.write_text(FILE.partition("def tuning")[0])
-    changed = load(path, "full", ["steps=20", "optimizer.learning_rate=3e-3"])
-    assert {(r.steps, r.optimizer.learning_rate) for r in changed.runs} == {(20, 3e-3)}
-    assert changed.folder == tmp_path / "runs" / "overridden-full-steps-20-optimizer.learning_rate-3e-3"
+    changed = load(path, "full", ["steps=200", "optimizer.learning_rate=3e-3"])
+    assert {(r.steps, r.optimizer.learning_rate) for r in changed.runs} == {(200, 3e-3)}
+    assert changed.folder == tmp_path / "runs" / "overridden-full-steps-200-optimizer.learning_rate-3e-3"
     assert load(path).folder == tmp_path / "runs" / "overridden"
     with pytest.raises(ValueError, match="no field 'stepps'; did you mean 'steps'"):
         load(path, overrides=["stepps=20"])

@@ -121,7 +121,7 @@ class LanguageModel(nnx.Module):
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Logits in float32 or wider."""
-        return wide(hidden @ self.head().astype(hidden.dtype))
+        return jnp.matmul(hidden, self.head().astype(hidden.dtype), preferred_element_type=wide(hidden).dtype)
 
     def initial_state(self, batch: int, capacity: int) -> ModelState:
         """The state of `batch` rows that have read nothing and will read at most `capacity` tokens."""

@@ -8,9 +8,10 @@ import jax
 
 
 def name_of(path: tuple) -> str:
-    """`layers.0.mixer.A_log` of a tree path; the `.value` that a flax Param adds is dropped."""
-    parts = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
-    return ".".join(part for part in parts if part != "value")
+    """`layers.0.mixer.A_log` of a tree path; the `.value` that a flax Param adds at its end is dropped."""
+    if path and path[-1] == jax.tree_util.GetAttrKey("value"):
+        path = path[:-1]
+    return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
 def named(tree: Any) -> dict[str, jax.Array]:

@@ -71,9 +71,10 @@ def title(study: Study) -> str:
 
 
 def question(study: Study) -> str:
-    """The docstring's first question, else the one that every study asks."""
+    """What the docstring asks after "Question:", else its first question, else the one that every study asks."""
     words = " ".join(study.facts.get("docstring", "").split())
     if "?" in words:
+        words = words.partition("Question:")[2] if "?" in words.partition("Question:")[2] else words
         asked = words[: words.index("?") + 1]
         starts = [asked.rfind(mark) + len(mark) for mark in (". ", ": ") if mark in asked]
         return asked[max(starts, default=0) :].strip()

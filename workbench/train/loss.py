@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -30,8 +32,9 @@ def negative_log_likelihood(
         if vocabulary > chunk
         else None
     )
+    product = partial(jnp.matmul, preferred_element_type=wide(hidden).dtype)
     if vocabulary <= chunk:
-        logits = wide(hidden @ head)
+        logits = product(hidden, head)
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         return jax.nn.logsumexp(logits, axis=-1) - chosen
     chunks = -(-vocabulary // chunk)
@@ -43,7 +46,7 @@ def negative_log_likelihood(
         highest, total = carry
         index, part = inputs
         real = index * chunk + jnp.arange(chunk) < vocabulary
-        logits = jnp.where(real[None, None], wide(hidden @ part), -jnp.inf)
+        logits = jnp.where(real[None, None], product(hidden, part), -jnp.inf)
         new = jnp.maximum(highest, jax.lax.stop_gradient(logits.max(axis=-1)))
         total = total * jnp.exp(highest - new) + jnp.sum(jnp.exp(logits - new[..., None]), axis=-1)
         return (new, total), None
