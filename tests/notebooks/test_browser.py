@@ -45,10 +45,10 @@ def browser(tmp_path):
 def lab(root, tmp_path):
     """The address of a JupyterLab, with its token, that serves a folder holding a copy of start.ipynb at four steps."""
     text = (root / "notebooks" / "start.ipynb").read_text()
-    assert "steps: int = 800" in text
+    assert "steps: int = 1600" in text
     served = tmp_path / "notebooks"
     served.mkdir()
-    (served / "start.ipynb").write_text(text.replace("steps: int = 800", "steps: int = 4"))
+    (served / "start.ipynb").write_text(text.replace("steps: int = 1600", "steps: int = 4"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
