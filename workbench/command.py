@@ -175,7 +175,10 @@ def _check(given: argparse.Namespace) -> int:
     layers = [
         value
         for value in vars(module).values()
-        if dataclasses.is_dataclass(value) and value.__module__ == module.__name__ and issubclass(value, LayerConfig)
+        if isinstance(value, type)
+        and dataclasses.is_dataclass(value)
+        and value.__module__ == module.__name__
+        and issubclass(value, LayerConfig)
     ]
     if not layers:
         raise ValueError(
