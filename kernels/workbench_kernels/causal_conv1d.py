@@ -79,15 +79,45 @@ def _reference(inputs, weight, number):
     return jnp.moveaxis(jax.lax.map(one, jnp.arange(inputs.shape[1] - taps + 1)), 0, 1)
 
 
+@jax.custom_vjp
 def _xla(inputs, weight, number):
     """K shifted multiply-adds, which XLA fuses into one pass; its own convolution is slower on CPU."""
-    taps = weight.shape[1]
-    time = inputs.shape[1] - taps + 1
     y = 0
-    for k in range(taps):
-        tap = inputs[:, k : k + time]
-        if number is not None and k < taps - 1:
-            same = number[:, k : k + time] == number[:, taps - 1 :]
-            tap = jnp.where(same[..., None], tap, 0)
-        y = y + tap * weight[None, None, :, k]
+    for k in range(weight.shape[1]):
+        y = y + _tap(inputs, weight.shape[1], k, number) * weight[None, None, :, k]
     return y
+
+
+def _tap(inputs, taps, k, number):
+    """What tap k reads at each step: the input taps - 1 - k steps back, or 0 where that is another document's."""
+    time = inputs.shape[1] - taps + 1
+    tap = inputs[:, k : k + time]
+    if number is None or k == taps - 1:
+        return tap
+    same = number[:, k : k + time] == number[:, taps - 1 :]
+    return jnp.where(same[..., None], tap, 0)
+
+
+def _xla_forward(inputs, weight, number):
+    return _xla(inputs, weight, number), (inputs, weight, number)
+
+
+def _xla_backward(saved, dy):
+    """Each input gathers from the steps that read it, in one pass; autodiff pads and adds once a tap."""
+    inputs, weight, number = saved
+    taps, long = weight.shape[1], inputs.shape[1]
+    around = jnp.pad(dy, [(0, 0), (taps - 1, taps - 1), (0, 0)])
+    if number is not None:
+        reading = jnp.pad(number[:, taps - 1 :], [(0, 0), (taps - 1, taps - 1)])
+    dinputs = 0
+    for k in range(taps):
+        first = taps - 1 - k
+        part = around[:, first : first + long]
+        if number is not None and k < taps - 1:
+            part = jnp.where((reading[:, first : first + long] == number)[..., None], part, 0)
+        dinputs = dinputs + part * weight[None, None, :, k]
+    dweight = [jnp.sum(_tap(inputs, taps, k, number) * dy, axis=(0, 1)) for k in range(taps)]
+    return dinputs, jnp.stack(dweight, axis=1), None
+
+
+_xla.defvjp(_xla_forward, _xla_backward)

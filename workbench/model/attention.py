@@ -13,9 +13,11 @@ from workbench_kernels import causal_conv1d
 
 from workbench.config import AttentionConfig
 from workbench.model.norm import wide
+from workbench.model.product import product
 from workbench.model.where import Where
 
 BLOCK = 128  # queries that are scored at a time in long sequences
+KEPT = 1024  # queries up to which the backward pass keeps the scores instead of making them again
 UNROLLED = 16  # blocks that are laid out one by one, each over the keys it can see; more are scanned over
 
 
@@ -44,7 +46,7 @@ class Attention(nnx.Module):
         self, x: Float[Array, "B T D"], state: AttentionState | None, where: Where
     ) -> tuple[Float[Array, "B T D"], AttentionState | None, dict]:
         batch, time, _ = x.shape
-        qkv = x @ self.qkv[...].astype(x.dtype)
+        qkv = product(x, self.qkv[...])
         window = None
         if self.config.conv:
             qkv, window = causal_conv1d(
@@ -73,7 +75,7 @@ class Attention(nnx.Module):
             keys, values, ids = join(state.keys, k), join(state.values, v), join(state.segments, where.segments)
             y = attend(q, keys, values, where.segments, ids, self.config.window, where.start, index)
             state = write(state, k, v, where)._replace(window=window)
-        return y.reshape(batch, time, -1) @ self.out[...].astype(x.dtype), state, {}
+        return product(y.reshape(batch, time, -1), self.out[...]), state, {}
 
     def initial_state(self, batch: int, capacity: int, dtype) -> AttentionState:
         capacity = min(capacity, self.config.window or capacity)
@@ -143,16 +145,17 @@ def attend(
     if plain:
         key_index = jnp.arange(k.shape[1], dtype=jnp.int32)[None]
     block = partial(_attend_block, window=window)
-    if time <= 2 * BLOCK:
+    if time <= BLOCK:
         y = block(q, query_index, query_segments, k, v, key_index, key_segments)
     elif time <= UNROLLED * BLOCK and plain:
         cut = lambda low, end, *arrays: [None if a is None else a[:, low:end] for a in arrays]  # noqa: E731
+        again = jax.checkpoint if time > KEPT else lambda block: block
         pieces = []
         for first in range(0, time, BLOCK):
             end = min(first + BLOCK, time)
             low = 0 if window is None else max(first - window + 1, 0)
             queries = cut(first, end, q, query_index, query_segments)
-            pieces.append(jax.checkpoint(block)(*queries, *cut(low, end, k, v, key_index, key_segments)))
+            pieces.append(again(block)(*queries, *cut(low, end, k, v, key_index, key_segments)))
         y = jnp.concatenate(pieces, axis=1)
     else:
         blocks = -(-time // BLOCK)
@@ -178,7 +181,10 @@ def _attend_block(q, query_index, query_segments, k, v, key_index, key_segments,
         seen &= query - key < window
     if query_segments is not None:
         seen &= query_segments[:, :, None] == key_segments[:, None, :]
-    scores = jnp.einsum("BTGRK,BSGK->BGRTS", q, k, preferred_element_type=wide(q).dtype)
+    q, (k, v) = q.transpose(0, 2, 3, 1, 4), (a.swapaxes(1, 2) for a in (k, v))  # time beside K: twice as fast on a CPU
+    scores = jnp.einsum("BGRTK,BGSK->BGRTS", q, k, preferred_element_type=wide(q).dtype)
     scores = jnp.where(seen[:, None, None], scores, -1e30)  # finite: a query of padding sees nothing and is no NaN
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("BGRTS,BSGK->BTGRK", weights, v)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    total = weights.sum(axis=-1, keepdims=True)  # divides what was read, which has fewer elements than the weights
+    read = jnp.einsum("BGRTS,BGSK->BGRTK", weights.astype(v.dtype), v, preferred_element_type=total.dtype)
+    return (read / total).astype(v.dtype).transpose(0, 3, 1, 2, 4)

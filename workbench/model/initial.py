@@ -8,8 +8,9 @@ Two things differ, for every architecture alike (measured in LOG.md, 2026-11-24)
 - That code draws from N(0, 0.02) at width 4096, where 0.02 = 1.28 / sqrt(4096). Kept at 0.02, attention and MLPs would
   start far too small in a narrow model, while Mamba's U(+-1/sqrt(fan_in)) follows the width. So each 0.02 is
   1.28 / sqrt(width) here: the same numbers at the paper's width.
-- An untied embedding is N(0, 1), not N(0, 0.02). What the first layers add to the residual otherwise drowns the token,
-  and a small Transformer takes several times as long to learn a look-up, while one short convolution hides the harm.
+- An untied embedding is N(0, 1), not N(0, 0.02 sqrt(4096 / width)): a small Transformer takes several times as long to
+  learn a look-up otherwise.
+
 A user's own layer gives its distribution with the shape: `make("my.weight", shape, normal(0.02))`.
 """
 
@@ -39,14 +40,14 @@ PAPER_WIDTH = 4096
 
 def normal(std: float) -> Distribution:
     return Distribution(
-        lambda key, shape: std * jax.random.normal(key, shape),
+        lambda key, shape: std * jax.random.normal(key, shape, jnp.float32),
         lambda p: std * math.sqrt(2) * float(jax.scipy.special.erfinv(2 * p - 1)),
     )
 
 
 def uniform(bound: float) -> Distribution:
     return Distribution(
-        lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound), lambda p: bound * (2 * p - 1)
+        lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound), lambda p: bound * (2 * p - 1)
     )
 
 
@@ -57,7 +58,7 @@ def constant(value: float) -> Distribution:
 def log_uniform(low: float, high: float) -> Distribution:
     """log(u) for u uniform in [low, high]."""
     return Distribution(
-        lambda key, shape: jnp.log(jax.random.uniform(key, shape, minval=low, maxval=high)),
+        lambda key, shape: jnp.log(jax.random.uniform(key, shape, jnp.float32, low, high)),
         lambda p: math.log(low + p * (high - low)),
     )
 
@@ -71,7 +72,9 @@ def inverse_softplus_step(low: float, high: float, floor: float) -> Distribution
     def step(u):
         return jnp.maximum(jnp.exp(math.log(low) + u * (math.log(high) - math.log(low))), floor)
 
-    return Distribution(lambda key, shape: bias(step(jax.random.uniform(key, shape))), lambda p: float(bias(step(p))))
+    return Distribution(
+        lambda key, shape: bias(step(jax.random.uniform(key, shape, jnp.float32))), lambda p: float(bias(step(p)))
+    )
 
 
 def log_arange() -> Distribution:
@@ -109,8 +112,7 @@ def table(width: int, layers: int) -> dict[str, Callable[[tuple[int, ...]], Dist
         "mlp.in": always(normal(std)),
         "mlp.out": always(normal(std / math.sqrt(2 * layers))),
         "mamba.in": fan_in,
-        "mamba.conv": taps,
-        "mamba.conv_bias": always(uniform(0.5)),
+        "mamba.conv": taps,  # the biases too: their layers give it, since a bias's shape does not show the taps
         "mamba.x": fan_in,
         "mamba.dt": fan_in,
         "mamba.dt_bias": always(dt_bias),
@@ -119,7 +121,6 @@ def table(width: int, layers: int) -> dict[str, Callable[[tuple[int, ...]], Dist
         "mamba.out": always(normal(std / math.sqrt(layers))),
         "mamba2.in": fan_in,
         "mamba2.conv": taps,
-        "mamba2.conv_bias": always(uniform(0.5)),
         "mamba2.dt_bias": always(dt_bias),
         "mamba2.A_log": always(log_uniform(1, 16)),
         "mamba2.D": always(constant(1)),
@@ -131,8 +132,9 @@ def table(width: int, layers: int) -> dict[str, Callable[[tuple[int, ...]], Dist
 class Make:
     """Makes the parameters of one layer: `make("mlp.in", shape)`.
 
-    The key is folded by the layer's index and the kind's name, so that a parameter's value depends on nothing else:
-    two architectures that share a layer at an index start it alike.
+    The key is folded by the layer's index (0 for what no layer owns, then the pattern's symbols from 1) and the kind's
+    name, so that a parameter's value depends on nothing else: architectures share the embedding and the head, and any
+    layer that they have at the same index.
     """
 
     def __init__(self, key: jax.Array, width: int, layers: int, index: int, dtype=jnp.float32):

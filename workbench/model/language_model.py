@@ -62,10 +62,10 @@ class LanguageModel(nnx.Module):
         period = patterns.period(patterns.parse(config.pattern, config.symbols))
 
         def stacked(position: int) -> Layer:
-            each = [Layer(layers[i], config, make(i)) for i in range(position, len(layers), period)]
+            each = [Layer(layers[i], config, make(1 + i)) for i in range(position, len(layers), period)]
             return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
 
-        ends = make(len(layers))
+        ends = make(0)
         kind = "tied_embedding" if config.tied else "embedding"
         self.embedding = ends(kind, (config.vocabulary, config.width))
         self.layers = nnx.List([stacked(position) for position in range(period)])

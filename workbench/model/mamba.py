@@ -11,7 +11,9 @@ from jaxtyping import Array, Float
 from workbench_kernels import causal_conv1d, selective_scan
 
 from workbench.config import MambaConfig
+from workbench.model.initial import uniform
 from workbench.model.norm import along_last, wide
+from workbench.model.product import product
 from workbench.model.where import Where
 
 
@@ -28,7 +30,7 @@ class Mamba(nnx.Module):
         self.config, self.inner, self.rank = config, inner, rank
         self.enter = make("mamba.in", (width, 2 * inner))
         self.conv = make("mamba.conv", (inner, config.conv))
-        self.conv_bias = make("mamba.conv_bias", (inner,))
+        self.conv_bias = make("mamba.conv_bias", (inner,), uniform(config.conv**-0.5))
         self.x = make("mamba.x", (inner, rank + 2 * config.state))
         self.dt = make("mamba.dt", (rank, inner))
         self.dt_bias = make("mamba.dt_bias", (inner,))
@@ -40,7 +42,7 @@ class Mamba(nnx.Module):
         self, u: Float[Array, "B T D"], state: MambaState | None, where: Where
     ) -> tuple[Float[Array, "B T D"], MambaState | None, dict]:
         dtype = u.dtype
-        x, z = jnp.split(u @ self.enter[...].astype(dtype), 2, axis=-1)
+        x, z = jnp.split(product(u, self.enter[...]), 2, axis=-1)
         x, window = causal_conv1d(
             x,
             self.conv[...].astype(dtype),
@@ -50,8 +52,8 @@ class Mamba(nnx.Module):
             where.carried,
             activation="silu",
         )
-        low, B, C = jnp.split(x @ self.x[...].astype(dtype), [self.rank, self.rank + self.config.state], axis=-1)
-        dt = wide(low @ self.dt[...].astype(dtype))
+        low, B, C = jnp.split(product(x, self.x[...]), [self.rank, self.rank + self.config.state], axis=-1)
+        dt = wide(product(low, self.dt[...]))
         dt = jax.nn.softplus(dt + along_last(self.dt_bias[...], dt))
         y, scan = selective_scan(
             x,
@@ -66,7 +68,7 @@ class Mamba(nnx.Module):
             where.carried,
         )
         state = None if state is None else MambaState(scan, window)
-        return y @ self.out[...].astype(dtype), state, {}
+        return product(y, self.out[...]), state, {}
 
     def initial_state(self, batch: int, capacity: int, dtype) -> MambaState:
         return MambaState(

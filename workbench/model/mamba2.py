@@ -11,7 +11,9 @@ from jaxtyping import Array, Float
 from workbench_kernels import causal_conv1d, ssd
 
 from workbench.config import Mamba2Config
+from workbench.model.initial import uniform
 from workbench.model.norm import along_last, rms_norm, wide
+from workbench.model.product import product
 from workbench.model.where import Where
 
 
@@ -32,7 +34,7 @@ class Mamba2(nnx.Module):
         self.channels = inner + 2 * config.groups * config.state
         self.enter = make("mamba2.in", (width, inner + self.channels + heads))
         self.conv = make("mamba2.conv", (self.channels, config.conv))
-        self.conv_bias = make("mamba2.conv_bias", (self.channels,))
+        self.conv_bias = make("mamba2.conv_bias", (self.channels,), uniform(config.conv**-0.5))
         self.dt_bias = make("mamba2.dt_bias", (heads,))
         self.A_log = make("mamba2.A_log", (heads,))
         self.D = make("mamba2.D", (heads,))
@@ -44,7 +46,7 @@ class Mamba2(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], Mamba2State | None, dict]:
         batch, time, _ = u.shape
         dtype, groups, size = u.dtype, self.config.groups, self.config.state
-        z, xBC, dt = jnp.split(u @ self.enter[...].astype(dtype), [self.inner, self.inner + self.channels], axis=-1)
+        z, xBC, dt = jnp.split(product(u, self.enter[...]), [self.inner, self.inner + self.channels], axis=-1)
         xBC, window = causal_conv1d(
             xBC,
             self.conv[...].astype(dtype),
@@ -68,7 +70,7 @@ class Mamba2(nnx.Module):
         )
         y = rms_norm(y.reshape(batch, time, self.inner) * jax.nn.silu(z), self.norm_scale[...], groups)
         state = None if state is None else Mamba2State(scan, window)
-        return y @ self.out[...].astype(dtype), state, {}
+        return product(y, self.out[...]), state, {}
 
     def initial_state(self, batch: int, capacity: int, dtype) -> Mamba2State:
         return Mamba2State(

@@ -1,4 +1,4 @@
-"""The MLP: GELU, squared ReLU (So et al. 2021, arXiv:2109.08668) or SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
+"""The MLP: GELU (tanh form), squared ReLU (So et al. 2021, arXiv:2109.08668), SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from workbench.config import MLPConfig
+from workbench.model.product import product
 from workbench.model.where import Where
 
 
@@ -19,7 +20,7 @@ class MLP(nnx.Module):
         self.out = make("mlp.out", (hidden, width))
 
     def __call__(self, x: Float[Array, "B T D"], state: None, where: Where) -> tuple[Float[Array, "B T D"], None, dict]:
-        h = x @ self.enter[...].astype(x.dtype)
+        h = product(x, self.enter[...])
         if self.activation == "swiglu":
             gate, h = jnp.split(h, 2, axis=-1)
             h = jax.nn.silu(gate) * h
@@ -27,7 +28,7 @@ class MLP(nnx.Module):
             h = jnp.square(jax.nn.relu(h))
         else:
             h = jax.nn.gelu(h)
-        return h @ self.out[...].astype(x.dtype), None, {}
+        return product(h, self.out[...]), None, {}
 
     def initial_state(self, batch: int, capacity: int, dtype) -> None:
         return None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from workbench.model.language_model import LanguageModel
 from workbench.model.norm import wide
+from workbench.model.product import product
 
 CHUNK = 8192  # logits of the vocabulary that are held at a time
 
@@ -32,11 +31,8 @@ def negative_log_likelihood(
         if vocabulary > chunk
         else None
     )
-    product = partial(jnp.matmul, preferred_element_type=wide(hidden).dtype)
     if vocabulary <= chunk:
-        logits = product(hidden, head)
-        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        return jax.nn.logsumexp(logits, axis=-1) - chosen
+        return _of_logits(product(hidden, head, wide(hidden).dtype), targets)
     chunks = -(-vocabulary // chunk)
     padded = jnp.pad(head, ((0, 0), (0, chunks * chunk - vocabulary)))
     columns = jnp.moveaxis(padded.reshape(-1, chunks, chunk), 1, 0)
@@ -46,7 +42,7 @@ def negative_log_likelihood(
         highest, total = carry
         index, part = inputs
         real = index * chunk + jnp.arange(chunk) < vocabulary
-        logits = jnp.where(real[None, None], product(hidden, part), -jnp.inf)
+        logits = jnp.where(real[None, None], product(hidden, part, wide(hidden).dtype), -jnp.inf)
         new = jnp.maximum(highest, jax.lax.stop_gradient(logits.max(axis=-1)))
         total = total * jnp.exp(highest - new) + jnp.sum(jnp.exp(logits - new[..., None]), axis=-1)
         return (new, total), None
@@ -54,3 +50,25 @@ def negative_log_likelihood(
     start = (jnp.full(targets.shape, -1e30, wide(hidden).dtype), jnp.zeros(targets.shape, wide(hidden).dtype))
     (highest, total), _ = jax.lax.scan(body, start, (jnp.arange(chunks), columns))
     return highest + jnp.log(total) - of_target
+
+
+@jax.custom_vjp
+def _of_logits(logits, targets):
+    return _of_logits_forward(logits, targets)[0]
+
+
+def _of_logits_forward(logits, targets):
+    highest = logits.max(axis=-1)
+    total = highest + jnp.log(jnp.sum(jnp.exp(logits - highest[..., None]), axis=-1))
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return total - chosen, (logits, total, targets)
+
+
+def _of_logits_backward(saved, gradient):
+    """softmax minus one-hot in one pass: autodiff adds a scatter to zeros of the logits' size."""
+    logits, total, targets = saved
+    chosen = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1) == targets[..., None]
+    return gradient[..., None] * (jnp.exp(logits - total[..., None]) - chosen), None
+
+
+_of_logits.defvjp(_of_logits_forward, _of_logits_backward)

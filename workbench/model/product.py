@@ -1,0 +1,43 @@
+"""The product of activations and a weight matrix, with the gradient that a CPU is fast at."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def product(x: Float[Array, "... D"], w: Float[Array, "D F"], dtype: Any = None) -> Float[Array, "... F"]:
+    """x @ w in x's dtype, or summed and returned in `dtype`.
+
+    On a CPU the gradient of w is made from the narrower factor, transposed in memory beforehand: XLA contracts two
+    row-major matrices over their rows at 45 GFLOP/s on one core, and at 75 after that copy (measured 2026-11-24,
+    2048 rows, 256 x 1024, float32).
+    """
+    w, dtype = w.astype(x.dtype), dtype or x.dtype
+    if jax.default_backend() == "cpu" and x.ndim > 1:
+        return _product(x, w, dtype)
+    return jnp.matmul(x, w, preferred_element_type=dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x, w, dtype):
+    return jnp.matmul(x, w, preferred_element_type=dtype)
+
+
+def _forward(x, w, dtype):
+    return _product(x, w, dtype), (x, w)
+
+
+def _backward(dtype, saved, dy):
+    x, w = saved
+    rows, grads = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    turned = jax.lax.optimization_barrier  # else XLA folds the transposition into the product again
+    dw = turned(rows.T) @ grads if rows.shape[1] <= grads.shape[1] else (turned(grads.T) @ rows).T
+    return (dy @ w.T).astype(x.dtype), dw.astype(w.dtype)
+
+
+_product.defvjp(_forward, _backward)
