@@ -38,7 +38,7 @@ def runs(scale: str = "full") -> list[RunConfig]:
             model=model,
             data=TextConfig(length=LENGTH, batch=BATCH),
             evaluation=TextEvaluation(length=LENGTH),
-            optimizer=OptimizerConfig(learning_rate=2.5e-4, final=0.1, warmup=50_000 // BATCH),
+            optimizer=OptimizerConfig(learning_rate=2.5e-4, final=0.1, warmup=50_000 * LENGTH / TOKENS),
             steps=TOKENS // (LENGTH * BATCH),
             evaluate_every=10_000,
             checkpoint_every=10_000,

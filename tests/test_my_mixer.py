@@ -29,7 +29,7 @@ def run(mine):
         model=ModelConfig("XX", width=16, vocabulary=20, symbols={"X": mine.MyMixerConfig(inner=24)}),
         data=data,
         evaluation=None,
-        optimizer=OptimizerConfig(learning_rate=1e-2, warmup=2),
+        optimizer=OptimizerConfig(learning_rate=1e-2, warmup=0.1),
         steps=20,
     )
 

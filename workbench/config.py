@@ -356,20 +356,21 @@ class OptimizerConfig:
 
     learning_rate: float = 1e-3
     final: float = 0.1  # last rate as a fraction of the highest
-    warmup: int = 100  # steps
+    warmup: float = 0.1  # fraction of the run's steps
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
     decay: float = 0.1
     clip: float = 1.0  # of the gradient's global norm
 
-    def check(self, steps: int) -> None:
-        """Raises ValueError unless the warm-up fits into a run of `steps`."""
-        if not 0 <= self.warmup <= steps:
+    def warmup_steps(self, steps: int) -> int:
+        """Steps of warm-up in a run of `steps`. Raises ValueError unless `warmup` is a fraction."""
+        if not 0 <= self.warmup <= 1:
             raise ValueError(
-                f"optimizer.warmup is {self.warmup} steps and the run has {steps}; "
-                f"it must lie between 0 and {steps}: lower optimizer.warmup or raise steps"
+                f"optimizer.warmup is {self.warmup:g}; it is a fraction of the run's {steps} steps: give 0 to 1, "
+                "such as 0.1 for a tenth of them"
             )
+        return round(self.warmup * steps)
 
 
 ROLES = ("result", "tuning", "control", "state", "long")

@@ -20,7 +20,7 @@ def runs(scale):
     symbols = {"M": Mamba2Config(state=8, head_dim=16)}
     return [
         RunConfig("tiny", arm, ModelConfig(pattern, 16, data.vocabulary, symbols), data,
-                  PhonebookEvaluation(entries=(2, 4), books=8, queries=2), OptimizerConfig(warmup=1),
+                  PhonebookEvaluation(entries=(2, 4), books=8, queries=2), OptimizerConfig(),
                   steps=6, log_every=2, evaluate_every=4)
         for arm, pattern in (("transformer", "*-"), ("mamba2", "MM"))
     ]

@@ -22,7 +22,7 @@ SCALES = ("demo", "full")
 def runs(scale):
     model = ModelConfig("*-", 16, 76)
     return [RunConfig("small", arm, model, PhonebookConfig(), PhonebookEvaluation(),
-                      OptimizerConfig(warmup=1), steps=40, log_every=20)
+                      OptimizerConfig(), steps=40, log_every=20)
             for arm in ("good", "bad", "other")]
 '''
 

@@ -28,7 +28,7 @@ def run(toy) -> RunConfig:
         model=ModelConfig("--", width=16, vocabulary=11, symbols={"-": MLPConfig(hidden=32)}),
         data=toy(),
         evaluation=None,
-        optimizer=OptimizerConfig(learning_rate=1e-2, warmup=3),
+        optimizer=OptimizerConfig(learning_rate=1e-2, warmup=0.25),
         steps=12,
         evaluate_every=4,
         checkpoint_every=4,

@@ -13,7 +13,7 @@ from workbench.train.optimizer import is_decayed, optimizer, schedule
 
 
 def test_the_schedule_is_a_straight_line_then_half_a_cosine():
-    config = OptimizerConfig(learning_rate=2e-3, final=0.1, warmup=10)
+    config = OptimizerConfig(learning_rate=2e-3, final=0.1, warmup=10 / 110)
     rates = np.array(schedule(config, 110)(np.arange(110)))
     expected = [2e-3 * (i + 1) / 10 for i in range(10)]
     expected += [2e-3 * (0.1 + 0.9 * (1 + math.cos(math.pi * i / 100)) / 2) for i in range(1, 101)]
@@ -21,16 +21,17 @@ def test_the_schedule_is_a_straight_line_then_half_a_cosine():
     assert rates[9] == rates.max() and rates[-1] == rates[10:].min()
 
 
-@pytest.mark.parametrize("warmup", [0, 5])
+@pytest.mark.parametrize("warmup", [0, 1])
 def test_a_run_of_nothing_but_warm_up_or_nothing_but_cosine_has_a_schedule(warmup):
     rates = np.array(schedule(OptimizerConfig(learning_rate=1.0, warmup=warmup), 5)(np.arange(5)))
     assert np.isfinite(rates).all() and (rates > 0).all()
     assert rates[-1] == pytest.approx(1.0 if warmup else 0.1)
 
 
-def test_a_warm_up_longer_than_the_run_is_refused():
-    with pytest.raises(ValueError, match=r"optimizer\.warmup is 100 steps and the run has 50"):
-        schedule(OptimizerConfig(warmup=100), 50)
+@pytest.mark.parametrize("warmup", [100, -0.1])
+def test_a_warm_up_that_is_no_fraction_of_the_run_is_refused(warmup):
+    with pytest.raises(ValueError, match=rf"optimizer\.warmup is {warmup}; it is a fraction of the run's 50 steps"):
+        schedule(OptimizerConfig(warmup=warmup), 50)
 
 
 @pytest.mark.parametrize("norm", ["rms", "layernorm1p"])
@@ -40,7 +41,7 @@ def test_norms_biases_and_the_recurrences_own_parameters_are_not_decayed(norm):
     config = ModelConfig("MS*-MS*-", width=16, vocabulary=11, symbols=symbols, norm=norm)
     shapes = jax.eval_shape(lambda: create(config, seed=0))
     model = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)
-    tx = optimizer(OptimizerConfig(learning_rate=0.1, warmup=1, decay=0.5, final=1.0), steps=1)
+    tx = optimizer(OptimizerConfig(learning_rate=0.1, warmup=1.0, decay=0.5, final=1.0), steps=1)
 
     @jax.jit
     def decay(model):

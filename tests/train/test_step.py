@@ -23,7 +23,7 @@ def test_a_step_is_adamw_on_the_loss_divided_once_by_the_batchs_weight(run):
     np.testing.assert_allclose(metrics["weight"], weight, rtol=1e-6)
     np.testing.assert_allclose(metrics["loss"], float(total) / weight, rtol=1e-6)
     np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-5)
-    rate = run.optimizer.learning_rate / run.optimizer.warmup
+    rate = run.optimizer.learning_rate / run.optimizer.warmup_steps(run.steps)
     np.testing.assert_allclose(metrics["learning_rate"], rate, rtol=1e-6)
     for name, value in named(after).items():
         g = gradients[name] * min(1, run.optimizer.clip / norm)

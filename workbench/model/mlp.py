@@ -1,4 +1,4 @@
-"""The MLP: GELU (tanh form), squared ReLU (So et al. 2021, arXiv:2109.08668), SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
+"""The MLP: GELU, squared ReLU (So et al. 2021, arXiv:2109.08668) or SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class MLP(nnx.Module):
         elif self.activation == "squared_relu":
             h = jnp.square(jax.nn.relu(h))
         else:
-            h = jax.nn.gelu(h)
+            h = jax.nn.gelu(h)  # the tanh form
         return product(h, self.out[...]), None, {}
 
     def initial_state(self, batch: int, capacity: int, dtype) -> None:

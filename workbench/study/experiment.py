@@ -119,7 +119,7 @@ def _check(path: Path, runs: tuple[RunConfig, ...], tuning: tuple[RunConfig, ...
     if not runs:
         raise ValueError(f"{path}: runs(scale) gave no runs")
     for run in (*runs, *tuning):  # here, before any kernel starts, and not in the config: overrides come one by one
-        run.optimizer.check(run.steps)
+        run.optimizer.warmup_steps(run.steps)
     names = [run.name for run in (*runs, *tuning)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

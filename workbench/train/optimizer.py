@@ -37,16 +37,16 @@ def schedule(config: OptimizerConfig, steps: int) -> Callable[[Any], jax.Array]:
     """Updates done so far -> learning rate of the next: a straight warm-up to the peak, then half a cosine.
 
     The warm-up's last update has the peak, the run's last one `final` times the peak; none has zero.
-    Raises ValueError for a warm-up longer than the run.
+    Raises ValueError unless the warm-up is a fraction.
     """
-    config.check(steps)
+    warmup = config.warmup_steps(steps)
 
     def rate(done):
         done = jnp.asarray(done, jnp.float32)
-        rising = (done + 1) / max(config.warmup, 1)
-        progress = jnp.clip((done + 1 - config.warmup) / max(steps - config.warmup, 1), 0, 1)
+        rising = (done + 1) / max(warmup, 1)
+        progress = jnp.clip((done + 1 - warmup) / max(steps - warmup, 1), 0, 1)
         falling = config.final + (1 - config.final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
-        return config.learning_rate * jnp.where(done < config.warmup, rising, falling)
+        return config.learning_rate * jnp.where(done < warmup, rising, falling)
 
     return rate
 
