@@ -26,6 +26,7 @@ from workbench.model.names import named
 from workbench.train import checkpoint, track
 from workbench.train.checkpoint import Position
 from workbench.train.environment import decisive_differences, environment
+from workbench.train.memory import keep_freed_memory
 from workbench.train.optimizer import optimizer
 from workbench.train.step import make_step
 
@@ -67,6 +68,8 @@ def train(
         if result is not None and result["status"] == "nan":
             raise TrainingFailed(f"{result['error']} (recorded earlier; delete {folder} to try again)")
         _record_environment(folder)
+        if jax.default_backend() == "cpu":
+            keep_freed_memory()
         tracker = track.start(run, folder, wandb)
         result = None
         try:
