@@ -31,6 +31,7 @@ from workbench import pattern as patterns
 from workbench.config import ModelConfig, OptimizerConfig, PhonebookEvaluation, RunConfig
 from workbench.model.language_model import create
 from workbench.model.names import named
+from workbench.train.memory import keep_freed_memory
 from workbench.train.optimizer import UNDECAYED, decay_mask, optimizer
 from workbench.train.step import make_step
 
@@ -49,6 +50,13 @@ TURN_SECONDS = 0.4  # each turn has as many steps as fill this
 AGREE = 1e-4  # relative, of the losses: float32 sums of a few thousand terms in another order
 AGREE_NORM = 1e-3  # of the gradient norm, which squares what eight layers of backward pass have rounded
 S6_LENGTHS, S6_INNER, S6_STATE = (1024, 4096, 16384), 512, 16
+# What keep_freed_memory() does here, for torch's process
+MALLOC = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
 STEPS = 1_000_000  # of the schedule, which stays at its peak
 
 
@@ -117,7 +125,7 @@ class Rival:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment | {"HF_HUB_OFFLINE": "1"},
+            env=environment | MALLOC | {"HF_HUB_OFFLINE": "1"},
         )
 
     def ask(self, do: str, **request) -> dict:
@@ -300,6 +308,7 @@ def main() -> None:
     shapes = SHAPES[:1] if arguments.quick else SHAPES
     chosen = arguments.only or list(PATTERNS)
 
+    keep_freed_memory()
     facts = machine()
     rival = None
     if arguments.torch:

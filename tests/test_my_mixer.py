@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -92,13 +93,32 @@ def test_it_joins_the_phonebook_study_at_the_transformers_size(mine, path):
     assert own.keys() == transformers.keys() and len(joined) == len(others) + len(own)
     for place, run in own.items():
         theirs = transformers[place]
-        assert (run.data, run.evaluation, run.optimizer, run.steps) == (
-            theirs.data,
-            theirs.evaluation,
-            theirs.optimizer,
-            theirs.steps,
-        )
+        assert (run.data, run.evaluation, run.steps) == (theirs.data, theirs.evaluation, theirs.steps)
+        assert replace(run.optimizer, learning_rate=1.0) == replace(theirs.optimizer, learning_rate=1.0)
         size, wanted = (count(r.model).non_embedding_parameters for r in (run, theirs))
         step = 8 * sum(8 // 8 * layer.parameters(run.model.width) // layer.inner for layer in run.model.layers)
         assert abs(size - wanted) <= step / 2
     assert {r.arm for r in joined} == {r.arm for r in others} | {"my_mixer"}
+
+
+def test_it_is_tuned_on_the_grid_of_the_others(mine, path):
+    from workbench.study.tune import check_grid
+
+    tuning = mine.tuning("demo")
+    check_grid(tuning)
+    assert {run.arm for run in tuning} == {run.arm for run in mine.runs("demo")}
+    assert {run.role for run in tuning} == {"tuning"}
+
+
+def test_an_arm_joins_with_its_own_rates_beside_one_that_is_there(mine, path):
+    from workbench.study.join import join
+
+    study, symbols = path.with_name("phonebook.py"), {"X": mine.MyMixerConfig()}
+    rates = {
+        (run.arm, type(run.data).__name__): run.optimizer.learning_rate
+        for run in join(study, "mine", "XXXX", symbols, rates={"phonebook": 0.5}).runs("demo")
+    }
+    assert rates["mine", "PhonebookConfig"] == 0.5
+    assert rates["mine", "TextConfig"] == rates["transformer", "TextConfig"]
+    with pytest.raises(ValueError, match="no arm 'transfromer'; did you mean 'transformer'"):
+        join(study, "mine", "XXXX", symbols, like="transfromer").runs()

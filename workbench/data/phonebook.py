@@ -85,13 +85,15 @@ def _numbers(config: PhonebookConfig, split: str, names: np.ndarray, rng: np.ran
             f"numbers of {config.digits} digits are too few: some names have none in the {split} split; "
             f"set data.digits={config.digits + 1} or more"
         )
-    numbers = rng.integers(0, 10**config.digits, names.shape)
+    owners = names.ravel()
+    numbers = rng.integers(0, 10**config.digits, owners.size)
+    drawn = np.arange(owners.size)  # those not yet known to be right
     while True:
-        tenth = split_of(config, names, numbers)
-        wrong = (tenth < low) | (tenth >= high)
-        if not wrong.any():
-            return numbers
-        numbers[wrong] = rng.integers(0, 10**config.digits, int(wrong.sum()))
+        tenth = split_of(config, owners[drawn], numbers[drawn])
+        drawn = drawn[(tenth < low) | (tenth >= high)]
+        if drawn.size == 0:
+            return numbers.reshape(names.shape)
+        numbers[drawn] = rng.integers(0, 10**config.digits, drawn.size)
 
 
 def _known(split: str) -> str:
