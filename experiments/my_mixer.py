@@ -1,5 +1,5 @@
 """A mixer of your own beside the arms of phonebook.py, in 15 minutes: same data, seeds and parameters.
-Copy it in this folder, change both classes, `workbench check FILE` until it holds all promises, then `workbench run FILE`."""
+Copy this file where it is, change both classes, `workbench check FILE` until all holds, then `workbench run FILE`."""
 
 from dataclasses import dataclass
 from pathlib import Path
