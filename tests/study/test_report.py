@@ -99,6 +99,8 @@ def test_the_terminals_table_is_aligned_and_fits(troubled):
     assert max(map(len, lines)) < 110
     rule = next(i for i, line in enumerate(lines) if line.startswith("---"))
     assert len({len(line) for line in lines[rule - 1 : rule + 6]}) == 1
+    tables = [block for block in text.split("\n\n") if "\n---" in block]
+    assert tables and all(("95 % intervals" in block.splitlines()[0]) == ("[" in block) for block in tables)
     assert "transformer (!)" in text and lines[0].startswith("transformer (phonebook) is not trained")
 
 

@@ -185,8 +185,10 @@ def terminal_table(study: Study) -> str:
             line = [by_name[name].partition("\n")[0].removesuffix("\u00a0%") for name in picked]
             line[0] = line[0][:20] + ("" if verdict.ranked else " (!)")
             body.append(line)
-        note = f"{task}: exact match in %, with 95 % intervals" if sizes else f"{task}: 95 % intervals"
-        out += [note, *_aligned([heads, *body]), ""]
+        lines = [f"{task}: exact match in %" if sizes else task, *_aligned([heads, *body]), ""]
+        if any("[" in line for line in lines):
+            lines[0] += ", 95 % intervals"
+        out += lines
         if any(not verdict.ranked for _, _, verdict in rows(study, task)):
             out[-1:] = ["(!) not ranked", ""]
     for sentence in judge.headline(study):
@@ -194,12 +196,19 @@ def terminal_table(study: Study) -> str:
     return "\n".join(out)
 
 
+SPARE = ("FLOPs/token", "seconds", "steps")  # columns that the report has as well, in the order in which they go
+
+
 def _aligned(lines: list[list[str]]) -> list[str]:
-    """Columns aligned; where they would be wider than the terminal, intervals give way to their means."""
+    """Columns aligned; where they would be wider than the terminal, spare ones go, then intervals for their means."""
 
     def width(cells):
         return sum(max(len(row[i]) for row in cells) for i in range(len(cells[0]))) + 2 * (len(cells[0]) - 1)
 
+    for name in SPARE:
+        if width(lines) > 108:
+            spare = lines[0].index(name)
+            lines = [row[:spare] + row[spare + 1 :] for row in lines]
     if width(lines) > 108:
         lines = [[cell.split(" [")[0] for cell in row] for row in lines]
     widths = [max(len(row[i]) for row in lines) for i in range(len(lines[0]))]
