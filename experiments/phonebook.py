@@ -54,14 +54,14 @@ ARMS = {
 }
 PHONEBOOK = {
     "demo": PhonebookConfig(names=32, digits=2, entries=(2, 4, 8), length=49, batch=8),
-    "full": PhonebookConfig(names=64, digits=3, entries=(2, 4, 8, 16), length=129, batch=8),
+    "full": PhonebookConfig(names=64, digits=2, entries=(2, 4, 8, 16), length=97, batch=8),
 }
 BOOKS = {
     "demo": PhonebookEvaluation(entries=(2, 4, 8, 16, 32), books=96, queries=8),
     "full": PhonebookEvaluation(entries=(2, 4, 8, 16, 32, 64), books=256, queries=8),
 }
 TEXT = {scale: TextConfig(packages=DEFAULT_PACKAGES, length=256, batch=4) for scale in SCALES}
-STEPS = {"demo": {"phonebook": 5000, "text": 500}, "full": {"phonebook": 8000, "text": 5000}}
+STEPS = {"demo": {"phonebook": 5000, "text": 500}, "full": {"phonebook": 5000, "text": 3000}}
 SEEDS = {"demo": {"phonebook": (1, 2), "text": (1,)}, "full": {"phonebook": (1, 2, 3), "text": (1, 2, 3)}}
 
 GRID = {"phonebook": (2e-3, 5e-3, 1e-2, 2e-2), "text": (2e-3, 5e-3, 1e-2, 2e-2)}
