@@ -41,7 +41,7 @@ WIDTH = 64
 
 ARMS = {
     "transformer": ("(*-)x2", {"*": AttentionConfig(heads=4)}),
-    "mamba": ("SS", {"S": MambaConfig(state=64, inner=124)}),
+    "mamba": ("SS", {"S": MambaConfig(state=16, inner=196)}),
     "mamba2": ("MMMM", {"M": Mamba2Config(state=64, head_dim=16, inner=80)}),
     "hybrid": (
         allocate(7, 1 / 7, 2 / 7),

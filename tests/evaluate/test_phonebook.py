@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,13 +115,24 @@ def test_copying_the_best_of_the_book_is_what_the_baselines_say(score):
     result = score(oracle())
     for k in EXAM.entries:
         tokens, _, _, answers, _ = phonebook.questions(EXAM, DATA, "test", k)
-        hits = []
+        hits, chained = [], []
         for book, wanted in zip(tokens, answers.transpose(1, 0, 2), strict=True):
             numbers = book[:-1].reshape(k, ENTRY)[:, 2:]
             guess = [min(np.unique(column), key=lambda d: (-np.sum(column == d), d)) for column in numbers.T]
             hits += [(number == guess).all() for number in wanted]
+            for number in wanted:
+                chance = 1.0
+                for here, after in itertools.pairwise(range(len(number))):
+                    followers = [other[after] for other in numbers if other[here] == number[here]]
+                    chance *= followers.count(number[after]) / len(followers)
+                chained.append(chance)
         found = result["baselines"][str(k)]
-        assert found == {"copy_any": 1 / k, "constant": 0.01, "digit_by_digit": pytest.approx(np.mean(hits))}
+        assert found == {
+            "copy_any": 1 / k,
+            "constant": 0.01,
+            "digit_by_digit": pytest.approx(np.mean(hits)),
+            "digit_to_digit": pytest.approx(np.mean(chained)),
+        }
 
 
 @pytest.mark.parametrize("removed", [False, True])

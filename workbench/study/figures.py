@@ -440,7 +440,12 @@ def _training_range(ax: Axes, runs: Sequence[Run]) -> None:
 def _baselines(ax: Axes, runs: Sequence[Run], rows: Rows) -> None:
     found = next((e for run in runs if (e := run.evaluation("exact_match").get("baselines"))), {})
     sizes = sorted(found, key=int)
-    kinds = {"copy_any": (0, (5, 2)), "digit_by_digit": (0, (4, 2, 1, 2)), "constant": (0, (1, 2))}
+    kinds = {
+        "copy_any": (0, (5, 2)),
+        "digit_to_digit": (0, (8, 2)),
+        "digit_by_digit": (0, (4, 2, 1, 2)),
+        "constant": (0, (1, 2)),
+    }
     labels: list[tuple[str, float, float]] = []
     for key, style in kinds.items():
         points = [(int(k), 100 * float(found[k][key])) for k in sizes if key in found[k]]
