@@ -447,6 +447,7 @@ def _baselines(ax: Axes, runs: Sequence[Run], rows: Rows) -> None:
         "constant": (0, (1, 2)),
     }
     labels: list[tuple[str, float, float]] = []
+    text = {"textcoords": "offset points", "fontsize": 7.5, "color": FAINT}
     for key, style in kinds.items():
         points = [(int(k), 100 * float(found[k][key])) for k in sizes if key in found[k]]
         if not points:
@@ -454,13 +455,16 @@ def _baselines(ax: Axes, runs: Sequence[Run], rows: Rows) -> None:
         x, y = zip(*points, strict=True)
         ax.plot(x, y, color=FAINT, linewidth=1.1, linestyle=style, zorder=1)
         name = key.replace("_", " ")
-        if labels and abs(labels[-1][2] - y[0]) < 5:  # too close for two names
+        middle = len(x) // 2
+        if y[0] > 60:  # at the left the name would lie among the arms
+            ax.annotate(name, (x[middle], y[middle]), (-4, -4), ha="right", va="top", **text)
+        elif labels and abs(labels[-1][2] - y[0]) < 5:  # too close for two names
             labels[-1] = (f"{labels[-1][0]}, {name}", x[0], max(labels[-1][2], y[0]))
         else:
             labels.append((name, x[0], y[0]))
         rows += [{"series": key, "entries": k, "mean": v / 100} for k, v in points]
     for name, x, y in labels:
-        ax.annotate(name, (x, y), (3, 3), textcoords="offset points", fontsize=7.5, color=FAINT)
+        ax.annotate(name, (x, y), (3, 3), **text)
 
 
 def _key(figure: Figure, known: dict[str, Style]) -> None:
