@@ -224,7 +224,7 @@ OTHER = {  # another legal value for the fields where adding one is not
     "model.symbols.-.activation": "swiglu",
     "data.entries": (2, 3),
     "evaluation.entries": (2, 3),
-    "role": "control",
+    "role": "long",
 }
 
 
@@ -240,15 +240,23 @@ def test_every_field_can_be_overridden_and_changes_the_hash_and_the_differences(
     run = a_run()
     paths = dict(leaves(run))
     assert set(OTHER) <= set(paths)
+    del paths["control_of"]  # goes with role="control" alone
     seen = {short_hash(run)}
     for path, value in paths.items():
         new = changed(path, value)
         other = override(run, f"{path}={','.join(map(str, new)) if isinstance(new, tuple) else new}")
-        assert dict(leaves(other)) == paths | {path: new}
+        assert dict(leaves(other)) == paths | {"control_of": "", path: new}
         assert len(differences(run, other)) == 1
         assert differences(run, other)[0].startswith(f"{path}: ")
         seen.add(short_hash(other))
     assert len(seen) == len(paths) + 1
+
+
+def test_a_control_names_the_arm_that_it_differs_from():
+    assert short_hash(a_run(role="control", control_of="a")) != short_hash(a_run(role="control", control_of="b"))
+    for role, of in (("control", ""), ("result", "a")):
+        with pytest.raises(ValueError, match="a control, and nothing else, names the arm"):
+            a_run(role=role, control_of=of)
 
 
 def test_equal_runs_have_equal_names_and_seeds_have_their_own():

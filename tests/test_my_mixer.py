@@ -95,9 +95,8 @@ def test_it_joins_the_phonebook_study_at_the_transformers_size(mine, path):
         theirs = transformers[place]
         assert (run.data, run.evaluation, run.steps) == (theirs.data, theirs.evaluation, theirs.steps)
         assert replace(run.optimizer, learning_rate=1.0) == replace(theirs.optimizer, learning_rate=1.0)
-        size, wanted = (count(r.model).non_embedding_parameters for r in (run, theirs))
-        step = 8 * sum(8 // 8 * layer.parameters(run.model.width) // layer.inner for layer in run.model.layers)
-        assert abs(size - wanted) <= step / 2
+        size, wanted = (count(r.model).parameters for r in (run, theirs))
+        assert abs(size - wanted) <= 0.01 * wanted
     assert {r.arm for r in joined} == {r.arm for r in others} | {"my_mixer"}
 
 
@@ -122,3 +121,14 @@ def test_an_arm_joins_with_its_own_rates_beside_one_that_is_there(mine, path):
     assert rates["mine", "TextConfig"] == rates["transformer", "TextConfig"]
     with pytest.raises(ValueError, match="no arm 'transfromer'; did you mean 'transformer'"):
         join(study, "mine", "XXXX", symbols, like="transfromer").runs()
+    with pytest.raises(ValueError, match="no task 'phonebok' for a rate; did you mean 'phonebook'"):
+        join(study, "mine", "XXXX", symbols, rates={"phonebok": 0.5}).runs()
+
+
+def test_an_arm_whose_size_cannot_be_matched_does_not_join(path):
+    from workbench.config import AttentionConfig
+    from workbench.study.join import join
+
+    wide = {"W": AttentionConfig(heads=64, head_dim=64)}
+    with pytest.raises(ValueError, match=r"mine cannot stand beside transformer: parameters .* outside 1.0%"):
+        join(path.with_name("phonebook.py"), "mine", "W", wide).runs()

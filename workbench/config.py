@@ -391,11 +391,21 @@ class RunConfig:
     evaluate_every: int = 0  # steps between evaluations on the select split; 0 for none before the end
     checkpoint_every: int = 0  # steps between checkpoints; 0 for the last step alone
     log_every: int = 20  # steps between rows of metrics.jsonl
-    role: str = "result"  # result, tuning, control, state or long: what the report does with it
+    role: str = "result"  # result, tuning, control, state or long (twice the steps): what the report does with it
+    control_of: str = ""  # of a control: the arm that it differs from, in one thing
 
     def __post_init__(self):
         if self.role not in ROLES:
             raise ValueError(f"role {self.role!r}: {nearest(self.role, ROLES)}")
+        if (self.role == "control") != bool(self.control_of):
+            raise ValueError(
+                f"arm {self.arm!r} has role={self.role!r} and control_of={self.control_of!r}; "
+                "a control, and nothing else, names the arm that it differs from"
+            )
+        if not self.arm or set(self.arm) & set("/\\\n") or self.arm.startswith("."):
+            raise ValueError(
+                f"arm {self.arm!r} becomes part of a folder's name; leave out / and \\, and a dot in front"
+            )
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1; got {self.steps}")
         if self.model.vocabulary < self.data.vocabulary:
@@ -408,7 +418,8 @@ class RunConfig:
     def name(self) -> str:
         """Folder of the run: readable, and unique by the hash of everything in it."""
         task = type(self.data).__name__.removesuffix("Config").lower()
-        return f"{task}-{self.arm}-s{self.seed}-{short_hash(self)}"
+        role = "" if self.role in ("result", "control") else f"-{self.role}"
+        return f"{task}-{self.arm}{role}-s{self.seed}-{short_hash(self)}"
 
 
 # ---- errors that help
@@ -424,10 +435,14 @@ def nearest(given: str, choices) -> str:
 # ---- overrides
 
 
+class UnknownName(ValueError):
+    """An override names a field or key that the config does not have."""
+
+
 def override(config: Any, *assignments: str) -> Any:
     """The config with `optimizer.learning_rate=3e-3`-like assignments applied, values read by the field's type.
 
-    Reaches into mappings by key: `model.symbols.M.state=64`. Raises ValueError on an unknown name, with the nearest.
+    Reaches into mappings by key: `model.symbols.M.state=64`. Raises UnknownName, a ValueError, with the nearest name.
     """
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
@@ -441,7 +456,7 @@ def _replace(value: Any, path: list[str], text: str, whole: str) -> Any:
     head, rest = path[0], path[1:]
     if isinstance(value, Mapping):
         if head not in value:
-            raise ValueError(f"{whole!r} has no {head!r}; {nearest(head, value)}")
+            raise UnknownName(f"{whole!r} has no {head!r}; {nearest(head, value)}")
         if not rest:
             raise ValueError(f"{whole!r} is a whole config; name one of its fields")
         return {**value, head: _replace(value[head], rest, text, whole)}
@@ -449,7 +464,7 @@ def _replace(value: Any, path: list[str], text: str, whole: str) -> Any:
         raise ValueError(f"{whole!r} goes below a plain value; leave off {'.'.join(path)!r}")
     hints = _hints(type(value))
     if head not in hints:
-        raise ValueError(f"{whole!r}: {type(value).__name__} has no field {head!r}; {nearest(head, hints)}")
+        raise UnknownName(f"{whole!r}: {type(value).__name__} has no field {head!r}; {nearest(head, hints)}")
     if rest:
         new = _replace(getattr(value, head), rest, text, whole)
     elif dataclasses.is_dataclass(present := getattr(value, head)) or isinstance(present, Mapping):

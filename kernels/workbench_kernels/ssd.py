@@ -172,13 +172,10 @@ def _one_chunk(h, x, dt, A, B, C, number):
         mask = mask & (run[..., :, None] == run[..., None, :])
         carried = run == number[:, None, :1]
         kept = run == run[..., -1:]
-    # [B, H, Q], the log of the decay since the chunk's start: a product with a triangle of ones, since XLA's cumsum is
-    # a reduce-window on a CPU and computes again, Q times, whatever it is fused with.
-    ones = jnp.tril(jnp.ones((steps, steps), h.dtype))
-    total = jnp.einsum("qs,bsh->bhq", ones, dt * A[None, None], precision="highest")
-    between = _masked_exp(total[..., :, None] - total[..., None, :], mask)
-    since = _masked_exp(total, carried)
-    until = _masked_exp(total[..., -1:] - total, kept)
+    whole, rest = _exact_sums(dt * A[None, None])
+    between = _masked_exp(_differences(whole, rest), mask)
+    since = _masked_exp(whole + rest, carried)
+    until = _masked_exp((whole[..., -1:] - whole) + (rest[..., -1:] - rest), kept)
 
     inputs = x * dt[..., None]
     scores = jnp.einsum("bqgn,bsgn->bgqs", C, B)
@@ -189,6 +186,27 @@ def _one_chunk(h, x, dt, A, B, C, number):
     kept_inputs = (inputs * until.swapaxes(1, 2)[..., None]).reshape(batch, steps, G, K, P)
     h = h * since[..., -1].reshape(batch, G, 1, K, 1) + jnp.einsum("bsgn,bsgkp->bgnkp", B, kept_inputs)
     return y, h
+
+
+def _exact_sums(log_decay):
+    """[B, Q, H] to two [B, H, Q]: their sums up to each step, as multiples of 1/256 and what is left of them.
+
+    The decay between two steps is a difference of two sums. Where the state was forgotten before, both are large and
+    their digits would cancel; the multiples are summed and subtracted without rounding (up to 2^16 in float32), and the
+    rest stays small. A step below -128 has exp 0 in float32 and is held there. Derivatives go through the rest.
+    The sums are products with a triangle of ones, since XLA's cumsum is a reduce-window on a CPU and computes again,
+    Q times, whatever it is fused with.
+    """
+    held = jnp.maximum(log_decay, -128)
+    multiple = jax.lax.stop_gradient(jnp.round(held * 256) / 256)
+    ones = jnp.tril(jnp.ones((held.shape[1], held.shape[1]), held.dtype))
+    sums = (jnp.einsum("qs,bsh->bhq", ones, part, precision="highest") for part in (multiple, held - multiple))
+    return tuple(sums)
+
+
+def _differences(whole, rest):
+    """[B, H, Q, Q]: the log of the decay from step s to step q."""
+    return (whole[..., :, None] - whole[..., None, :]) + (rest[..., :, None] - rest[..., None, :])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -80,20 +80,33 @@ def test_the_interval_covers_the_truth_nineteen_times_in_twenty():
     rng = np.random.default_rng(0)
     sizes = rng.integers(20, 200, (2000, 60))
     nats = sizes * rng.normal(1.0, 0.3, sizes.shape)
-    found = [bits_per_byte(n, c) for n, c in zip(nats, sizes, strict=True)]
+    alone = np.full(60, "package")
+    found = [bits_per_byte(n, c, alone) for n, c in zip(nats, sizes, strict=True)]
     covered = np.mean([part["low"] <= 1 / math.log(2) <= part["high"] for part in found])
     assert abs(covered - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 2000)
 
 
 def test_the_interval_does_not_shrink_by_counting_more_bytes_of_the_same_documents():
     nats, sizes = np.array([10.0, 30.0, 25.0, 60.0]), np.array([10.0, 20.0, 30.0, 40.0])
-    once, often = bits_per_byte(nats, sizes), bits_per_byte(nats * 100, sizes * 100)
+    alone = np.full(4, "package")
+    once, often = bits_per_byte(nats, sizes, alone), bits_per_byte(nats * 100, sizes * 100, alone)
     assert (often["low"], often["high"]) == pytest.approx((once["low"], once["high"]))
+
+
+def test_the_interval_covers_where_packages_differ_and_their_documents_are_alike():
+    """2,000 samples of 8 packages with 10 documents each that share most of their difficulty."""
+    rng = np.random.default_rng(1)
+    sizes = rng.integers(50, 150, (2000, 80))
+    package = np.repeat(np.arange(8).astype(str), 10)
+    hard = np.repeat(rng.normal(1.0, 0.3, (2000, 8)), 10, axis=1) + rng.normal(0, 0.05, sizes.shape)
+    found = [bits_per_byte(n, c, package) for n, c in zip(sizes * hard, sizes, strict=True)]
+    covered = np.mean([part["low"] <= 1 / math.log(2) <= part["high"] for part in found])
+    assert abs(covered - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 2000)
 
 
 def test_one_document_gives_no_interval():
     with pytest.raises(ValueError, match="needs at least 2"):
-        bits_per_byte(np.array([3.0]), np.array([2.0]))
+        bits_per_byte(np.array([3.0]), np.array([2.0]), np.array(["package"]))
 
 
 def test_data_that_is_not_text_is_refused():

@@ -36,11 +36,11 @@ def write(folder, arms=tuple(PATTERNS), seeds=(0, 1), truth=truth, text=True, **
 
 def phonebook(
     folder, arm, seed, *, truth=truth, steps=1600, digest=None, role="result", books=48, keep=True, width=64,
-    removed=0.01, **changes,
+    removed=0.01, control_of="", **changes,
 ):  # fmt: skip
     """One finished Phonebook run. `keep` stores each book's score, for paired intervals."""
     run = RunConfig(
-        study="phonebook", arm=arm, role=role, seed=seed, steps=steps,
+        study="phonebook", arm=arm, role=role, control_of=control_of, seed=seed, steps=steps,
         model=Model(PATTERNS.get(arm, "*-*-"), width, 76), data=PhonebookConfig(entries=TRAINED, seed=seed),
         evaluation=PhonebookEvaluation(ENTRIES, books),
     )  # fmt: skip

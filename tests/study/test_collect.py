@@ -133,16 +133,21 @@ def test_where_no_long_runs_were_made_the_first_line_says_so(two):
 def test_arms_of_unequal_size_fail_the_check(two):
     for seed in (0, 1):
         fake.phonebook(two, "mamba", seed, non_embedding_parameters=140_000)
-    (check,) = (c for c in judge.checks(collect(two), "phonebook") if "parameters" in c.name)
+    study = collect(two)
+    (check,) = (c for c in judge.checks(study, "phonebook") if "parameters" in c.name)
     assert not check.holds and "6.14 %" in check.detail
+    assert judge.first_line(study).startswith("Not a fair comparison; this does not hold: non-embedding parameters")
 
 
 @pytest.mark.parametrize("at", [0.001, 0.5])
 def test_with_the_entry_taken_out_an_arm_must_fall_to_chance(tmp_path, at):
     for arm in TWO:
-        fake.phonebook(tmp_path, arm, 0, removed=at)
-    (check,) = (c for c in judge.checks(collect(tmp_path), "phonebook") if "removed" in c.name)
+        fake.phonebook(tmp_path, arm, 0, removed=at if arm == "mamba2" else 0.01)
+    study = collect(tmp_path)
+    (check,) = (c for c in judge.checks(study, "phonebook") if "removed" in c.name)
     assert check.holds == (at < 0.1)
+    assert judge.verdicts(study, "phonebook")["mamba2"].ranked == (at < 0.1)
+    assert ("mamba2 is not ranked: it stays above chance" in judge.first_line(study)) == (at > 0.1)
 
 
 def test_with_two_seeds_sentences_are_about_these_checkpoints_only(two):
@@ -171,6 +176,40 @@ def test_the_sentence_turns_with_the_data(tmp_path):
     first, second, *_ = judge.headline(study)
     assert "mamba2 has the highest exact match" in first and "ahead of hybrid" in first
     assert "every arm without attention is ahead of every arm with" in second
+
+
+def test_arms_that_are_equally_best_are_all_named(tmp_path):
+    perfect = {"hybrid", "transformer"}
+    arms = ("transformer", *TWO)
+    study = collect(
+        fake.write(tmp_path, arms, truth=lambda arm, k: 1.0 if arm in perfect else fake.truth(arm, k), text=False)
+    )
+    first = judge.headline(study)[0]
+    assert "hybrid and transformer have the highest" in first or "transformer and hybrid have the highest" in first
+
+
+@pytest.mark.parametrize("at", [0.08, 0.999])
+def test_a_control_is_compared_with_its_arm_and_speaks_against_what_it_contradicts(tmp_path, at):
+    """Here attention is ahead of none, unless it has no positions."""
+    swapped = {"hybrid": "mamba2", "mamba2": "hybrid"}
+    fake.write(tmp_path, TWO, truth=lambda arm, k: fake.truth(swapped[arm], k), text=False)
+    for seed in (0, 1):
+        fake.phonebook(
+            tmp_path, "hybrid, bare", seed, role="control", control_of="hybrid",
+            truth=lambda arm, k: 0.99 if k < 24 else at,
+        )  # fmt: skip
+    study = collect(tmp_path)
+    said = judge.headline(study)
+    (control,) = (s for s in said if s.startswith("Control, 24 entries: hybrid, bare has"))
+    assert ("hybrid, bare is ahead by" in control) == (at > 0.9)
+    (rule,) = (s for s in said[-4:] if "every arm without attention" in s)
+    assert ("not so hybrid, bare, so attention as such does not decide it" in rule) == (at > 0.9)
+    assert {(c.first, c.second) for c in judge.against_controls(study)} == {("hybrid, bare", "hybrid")}
+
+
+def test_a_folder_without_result_runs_says_so(tmp_path):
+    fake.phonebook(tmp_path, "hybrid", 0, role="tuning")
+    assert judge.first_line(collect(tmp_path)).startswith("There are no result runs here.")
 
 
 def test_fewer_bits_are_better(tmp_path):

@@ -20,7 +20,7 @@ def troubled(tmp_path_factory):
     fake.write(folder, ("hybrid", "mamba2"))
     for seed in (0, 1):
         fake.phonebook(folder, "transformer", seed, truth=lambda arm, k: 0.4)
-        fake.phonebook(folder, "no <b>positions", seed, role="control", truth=lambda arm, k: 0.97)
+        fake.phonebook(folder, "no <b>positions", seed, role="control", control_of="hybrid", truth=lambda arm, k: 0.97)
     fake.phonebook(folder, "mamba", 0, digest="ffee" * 16)
     fake.phonebook(folder, "mamba", 1, status="nan", error="loss is nan at step 640 <script>")
     fake.phonebook(folder, "mamba2", 0, role="state", width=128, state_bytes=4 * fake.STATE["mamba2"])
@@ -111,6 +111,27 @@ def test_colours_stay_with_their_arm_in_every_figure(troubled):
     assert len({style.colour for style in styles.values()}) == len(styles) == len(study.arms())
     (ax, _), expected = figures.recall(study, "phonebook").figure.axes, styles["hybrid"].colour
     assert expected in {line.get_color() for line in ax.lines}
+
+
+def test_an_arms_states_are_one_line_of_its_colour_and_their_sizes_are_said(troubled):
+    folder, _ = troubled
+    study = collect(folder)
+    drawing = figures.state(study, "phonebook")
+    mine = [row for row in drawing.rows if row["arm"] == "mamba2" and row["entries"] == 8]
+    assert {row["role"] for row in mine} == {"result", "state"}
+    lines = [x for x in drawing.figure.axes[0].lines if x.get_color() == figures.styles(study)["mamba2"].colour]
+    assert max(len(line.get_xdata()) for line in lines) == 2
+    assert "mamba2 131,904" in drawing.caption and "non-embedding parameters" in drawing.caption
+
+
+def test_convergence_that_was_checked_is_not_said_to_be_unchecked_where_there_are_controls(tmp_path):
+    fake.write(tmp_path, ("hybrid", "mamba2"), text=False)
+    for arm in ("hybrid", "mamba2"):
+        fake.phonebook(tmp_path, arm, 0, role="long", steps=3200)
+    for seed in (0, 1):
+        fake.phonebook(tmp_path, "hybrid, rotary", seed, role="control", control_of="hybrid")
+    page = report(tmp_path).read_text()
+    assert "Convergence was not checked" not in page and "twice the steps change little" in page
 
 
 def test_a_study_in_which_nothing_finished_still_reports(tmp_path):

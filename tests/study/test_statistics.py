@@ -57,6 +57,15 @@ def test_differences_between_checkpoints_cover_paired_and_not(a, b):
     assert np.mean(covered) >= 0.92
 
 
+def test_the_p_value_of_few_clusters_is_students():
+    """Seven packages of one arm against another: the paired t-test's p, not the normal tail that is far smaller."""
+    a = np.array([2.1, 2.4, 2.0, 2.6, 2.3, 2.2, 2.5])
+    b = a - np.array([0.05, 0.02, 0.04, 0.03, 0.06, 0.01, 0.05])
+    ends = Interval(2.3, 2.0, 2.6), Interval(2.26, 1.96, 2.56)
+    found, _ = statistics.compare([(*ends, statistics.paired_clusters(a, b))])
+    assert found.p == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-9)
+
+
 def test_arms_that_do_not_differ_are_called_different_in_at_most_five_percent():
     rng, trials, books, asked = np.random.default_rng(2), 200, 32, 8
     false = 0

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -142,7 +143,10 @@ def test_overrides_reach_every_run_and_have_a_folder_of_their_own(tmp_path):
     path.write_text(FILE.partition("def tuning")[0])
     changed = load(path, "full", ["steps=200", "optimizer.learning_rate=3e-3"])
     assert {(r.steps, r.optimizer.learning_rate) for r in changed.runs} == {(200, 3e-3)}
-    assert changed.folder == tmp_path / "runs" / "overridden-full-steps-200-optimizer.learning_rate-3e-3"
+    assert changed.folder.parent == tmp_path / "runs"
+    assert changed.folder.name.startswith("overridden-full-steps-200-optimizer.learning_rate-3e-3-")
+    patterns = [load(path, overrides=[f"model.pattern={pattern}"]) for pattern in ("*-*", "*-")]
+    assert patterns[0].folder != patterns[1].folder
     assert load(path).folder == tmp_path / "runs" / "overridden"
     with pytest.raises(ValueError, match="no field 'stepps'; did you mean 'steps'"):
         load(path, overrides=["stepps=20"])
@@ -154,3 +158,32 @@ def test_an_override_that_makes_two_runs_one_is_refused(tmp_path):
     with pytest.raises(ValueError, match="more than once"):
         load(path, overrides=["seed=3", "data.seed=3"])
     assert len({dataclasses.astuple(run)[6] for run in load(path).runs}) == 2
+
+
+@pytest.mark.parametrize("scale", ["demo", "full"])
+def test_every_run_of_the_phonebook_study_has_one_folder_of_its_own(scale):
+    experiment = load(Path(__file__).parents[2] / "experiments" / "phonebook.py", scale)
+    names = [run.name for run in (*experiment.runs, *experiment.tuning)]
+    assert len(set(names)) == len(names) and not any(set(name) & set("/\\") for name in names)
+    check_grid(experiment.tuning)
+    if scale == "full":
+        assert {run.role for run in experiment.runs} == {"result", "control", "state", "long"}
+        arms = {run.arm for run in experiment.runs if run.role == "result"}
+        assert {run.arm for run in experiment.runs if run.role in ("state", "long")} <= arms
+        assert {run.control_of for run in experiment.runs if run.role == "control"} <= arms
+
+
+def test_an_override_reaches_the_runs_that_have_its_field_and_keeps_twice_the_steps():
+    path = Path(__file__).parents[2] / "experiments" / "phonebook.py"
+    experiment = load(path, "full", ["steps=200", "data.digits=3", "evaluation.rows=64"])
+    assert {run.steps for run in experiment.runs if run.role != "long"} == {200}
+    assert {run.steps for run in experiment.runs if run.role == "long"} == {400}
+    assert {getattr(run.data, "digits", 3) for run in experiment.runs} == {3}
+    with pytest.raises(ValueError, match="no field 'digitts'; did you mean 'digits'"):
+        load(path, "full", ["data.digitts=3"])
+
+
+def test_an_arm_that_no_folder_can_be_named_after_is_refused():
+    for arm in ("a/b", "", ".hidden"):
+        with pytest.raises(ValueError, match="becomes part of a folder's name"):
+            run(arm, 1e-3, 0)

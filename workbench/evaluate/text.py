@@ -13,6 +13,7 @@ import numpy as np
 
 from workbench.config import RunConfig, TextConfig, TextEvaluation
 from workbench.data.text import TextStream
+from workbench.evaluate.interval import t_quantile
 from workbench.model.language_model import LanguageModel
 from workbench.train.loss import negative_log_likelihood
 
@@ -20,7 +21,7 @@ TOKENS = 4096  # read at a time, so that memory doesn't grow with the number of 
 
 
 def evaluator(config: TextEvaluation, run: RunConfig) -> Callable[[LanguageModel, str], dict]:
-    """A function of (model, split): {"bits_per_byte": {mean, low, high, bytes, documents}, "by_package": {name: ...}}.
+    """A function of (model, split): {"score", "bits_per_byte": {mean, low, high, ...}, "by_package": {name: ...}}.
 
     Reads `config.rows` rows spread evenly over the split's documents in their own order, the same for every seed and
     arm; each byte is scored once, from its document's earlier bytes in the row. Raises ValueError if the run's data is
@@ -46,28 +47,34 @@ def evaluator(config: TextEvaluation, run: RunConfig) -> Callable[[LanguageModel
             count += np.bincount(documents[read], minlength=len(nats))
         packages = np.array(source.packages)
         seen = {name: (packages == name) & (count > 0) for name in sorted(set(source.packages))}
+        bits = bits_per_byte(nats[count > 0], count[count > 0], packages[count > 0])
         return {
-            "bits_per_byte": bits_per_byte(nats[count > 0], count[count > 0]),
+            "score": -bits["mean"],
+            "bits_per_byte": bits,
             "by_package": {name: _summary(nats[mask], count[mask]) for name, mask in seen.items() if mask.any()},
         }
 
     return evaluate
 
 
-def bits_per_byte(nats: np.ndarray, count: np.ndarray) -> dict:
-    """Total bits over total bytes, with a 95% interval robust to bytes of one document being alike.
+def bits_per_byte(nats: np.ndarray, count: np.ndarray, packages: np.ndarray) -> dict:
+    """Total bits over total bytes, with a 95% interval robust to bytes of one package being alike.
 
-    nats and count are sums over each document's scored bytes. The interval is the ratio estimator's: a document's
-    residual is nats - mean * count; documents, not bytes, are the sample (Cochran 1977, section 6.4).
+    nats and count are sums over each document's scored bytes, packages their names. The interval is the ratio
+    estimator's with Student's quantile: a package's residual is nats - mean * count; packages, not documents or bytes,
+    are the sample, or documents where there is one package (Cochran 1977, section 6.4).
     Raises ValueError with fewer than two documents.
     """
-    documents = len(count)
-    if documents < 2:
-        raise ValueError(f"an interval over documents needs at least 2, and {documents} was read; read more rows")
-    residual = nats - nats.sum() / count.sum() * count
-    error = math.sqrt(documents / (documents - 1) * float(np.sum(residual**2))) / count.sum() / math.log(2)
-    summary = _summary(nats, count)
-    return summary | {"low": summary["mean"] - 1.96 * error, "high": summary["mean"] + 1.96 * error}
+    if len(count) < 2:
+        raise ValueError(f"an interval over documents needs at least 2, and {len(count)} was read; read more rows")
+    _, cluster = np.unique(packages, return_inverse=True)
+    if cluster.max() == 0:
+        cluster = np.arange(len(count))
+    size = int(cluster.max()) + 1
+    residual = np.bincount(cluster, nats - nats.sum() / count.sum() * count)
+    error = math.sqrt(size / (size - 1) * float(np.sum(residual**2))) / count.sum() / math.log(2)
+    summary, half = _summary(nats, count), t_quantile(0.95, size - 1) * error
+    return summary | {"low": summary["mean"] - half, "high": summary["mean"] + half}
 
 
 def _summary(nats: np.ndarray, count: np.ndarray) -> dict:

@@ -86,7 +86,7 @@ class LanguageModel(nnx.Module):
         unroll: layers one by one instead of in a scan over periods; by default on a CPU for up to 16 layers.
         """
         where, progress = locate(*tokens.shape, segments, None if state is None else state.progress)
-        x = self.embedding[...].astype(self.config.dtype)[tokens]
+        x = self.embedding[...][tokens].astype(self.config.dtype)  # in this order, gradients add up in float32
         periods = jax.tree.leaves(self.layers[0])[0].shape[0]
         if unroll is None:
             unroll = periods == 1 or (jax.default_backend() == "cpu" and periods * len(self.layers) <= UNROLLED)

@@ -6,10 +6,10 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from workbench.config import RunConfig, from_json, load_file, nearest, override
+from workbench.config import RunConfig, UnknownName, from_json, load_file, nearest, override
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,35 @@ def load(path: str | Path, scale: str | None = None, overrides: Sequence[str] = 
         raise ValueError(f"{path.name} has no scale {scale!r}; {nearest(scale, scales)}")
 
     overrides = tuple(overrides)
-    runs = tuple(override(run, *overrides) for run in module.runs(scale))
-    tuning = tuple(override(run, *overrides) for run in (module.tuning(scale) if hasattr(module, "tuning") else ()))
+    runs, tuning = module.runs(scale), module.tuning(scale) if hasattr(module, "tuning") else []
+    runs, tuning = (tuple(each) for each in _overridden([list(runs), list(tuning)], overrides))
     _check(path, runs, tuning)
     name = path.stem
     folder = root_of(path) / "runs" / "-".join([name, *([scale] if scale != scales[0] else []), *_suffix(overrides)])
     return Experiment(name, path, scale, _shown(folder), (module.__doc__ or "").strip(), runs, tuning, overrides)
+
+
+def _overridden(groups: list[list[RunConfig]], overrides: tuple[str, ...]) -> list[list[RunConfig]]:
+    """The runs with each override in those that have its field: `data.digits=3` leaves runs on text as they are.
+
+    A run of twice the steps stays one. Raises UnknownName where no run has the field.
+    """
+    for assignment in overrides:
+        missing: list[UnknownName] = []
+        found = 0
+        for group in groups:
+            for i, run in enumerate(group):
+                try:
+                    group[i] = override(run, assignment)
+                except UnknownName as error:
+                    missing.append(error)
+                    continue
+                found += 1
+                if run.role == "long" and group[i].steps != run.steps:
+                    group[i] = replace(group[i], steps=2 * group[i].steps)
+        if missing and not found:  # the nearest name of any run's
+            raise next((error for error in missing if "did you mean" in str(error)), missing[0])
+    return groups
 
 
 def task(run: RunConfig) -> str:
@@ -111,8 +134,8 @@ def _shown(folder: Path) -> Path:
 def _suffix(overrides: tuple[str, ...]) -> list[str]:
     if not overrides:
         return []
-    text = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(overrides)).strip("-")
-    return [text if len(text) <= 60 else hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:8]]
+    text = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(overrides)).strip("-")[:60]
+    return [text, hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:6]]  # two patterns may read alike
 
 
 def _check(path: Path, runs: tuple[RunConfig, ...], tuning: tuple[RunConfig, ...]) -> None:

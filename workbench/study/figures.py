@@ -93,7 +93,8 @@ def recall(study: Study, task: str) -> Drawing:
     )
     if any(row["series"] != "arm" for row in rows):
         caption += (
-            " Dashed: what copying any number of the book, the best constant and digit by digit guessing would give."
+            " Dashed: what copying any number of the book, the best constant, guessing digit by digit, and looking up"
+            " each digit by the one before it would give."
         )
     marked = [arm for arm in dict.fromkeys(r.arm for r in runs) if not _ranked(study, task, arm)]
     if marked:
@@ -286,7 +287,8 @@ def state(study: Study, task: str) -> Drawing:
             if value and run.result.get("state_bytes"):
                 groups.setdefault(run.arm, {}).setdefault(run.result["state_bytes"], []).append(value.mean)
                 keys = {"arm": run.arm, "role": run.role, "seed": run.replicate[1], "entries": entries}
-                rows.append({**keys, "state_bytes": run.result["state_bytes"], **value._asdict()})
+                sizes_of = {key: run.result.get(key) for key in ("state_bytes", "non_embedding_parameters")}
+                rows.append(keys | sizes_of | value._asdict())
         for arm, points in groups.items():
             x = sorted(points)
             y = [100 * np.mean(points[v]) for v in x]
@@ -312,9 +314,22 @@ def state(study: Study, task: str) -> Drawing:
     at = f" at {judge.listed([str(c) for c in contexts])} tokens" if contexts else " at the length of a training row"
     caption = (
         f"Exact match against what one sequence keeps while decoding (keys and values, recurrent state, convolution "
-        f"windows){at}. Large: mean over seeds; small: each seed."
+        f"windows){at}. Large: mean over seeds; small: each seed.{_sizes(runs)}"
     )
     return Drawing(f"{task}-state", figure, rows, caption)
+
+
+def _sizes(runs: list[Run]) -> str:
+    """How many parameters the arms have whose state was varied; they grow with it."""
+    varied = {run.arm for run in runs if run.role == "state"}
+    sizes: dict[str, set[int]] = {}
+    for run in runs:
+        if run.arm in varied and run.result.get("non_embedding_parameters"):
+            sizes.setdefault(run.arm, set()).add(run.result["non_embedding_parameters"])
+    if not sizes:
+        return ""
+    listed = "; ".join(f"{arm} {', '.join(f'{n:,}' for n in sorted(each))}" for arm, each in sizes.items())
+    return f" Only N differs along a line, and with it the non-embedding parameters: {listed}."
 
 
 # ---- what may be drawn together

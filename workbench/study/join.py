@@ -48,6 +48,10 @@ def join(
 
     def joined(runs: Iterable[RunConfig]) -> list[RunConfig]:
         runs = list(runs)
+        tasks = {task(run) for run in runs}
+        unknown = sorted(set(rates or {}) - tasks)
+        if unknown:
+            raise ValueError(f"{path} has no task {unknown[0]!r} for a rate; {nearest(unknown[0], tasks)}")
         others = [beside(run) for run in runs if run.arm == like]
         if not others:
             raise ValueError(f"{path} has no arm {like!r}; {nearest(like, {run.arm for run in runs})}")
@@ -55,10 +59,12 @@ def join(
 
     def beside(run: RunConfig) -> RunConfig:
         model = replace(run.model, pattern=pattern, symbols=dict(symbols))
-        model = match(model, parameters=count(run.model).parameters).config
+        matched = match(model, parameters=count(run.model).parameters)
+        if not matched.within:
+            raise ValueError(f"{arm} cannot stand beside {like}: {matched}; give its config an inner width to change")
         rate = run.optimizer.learning_rate
         if run.role != "tuning":
             rate = (rates or {}).get(task(run), rate)
-        return replace(run, arm=arm, model=model, optimizer=replace(run.optimizer, learning_rate=rate))
+        return replace(run, arm=arm, model=matched.config, optimizer=replace(run.optimizer, learning_rate=rate))
 
     return Joined(scales, runs, tuning)

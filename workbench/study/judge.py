@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,11 +18,12 @@ from scipy import special
 
 from workbench.study import statistics
 from workbench.study.collect import Run, Study
-from workbench.study.statistics import CHECKPOINTS, Difference, Interval
+from workbench.study.statistics import CHECKPOINTS, Difference, Interval, Paired
 
 TRAINED = 0.95  # exact match on the smallest book, in every seed
 LONG_MATCH, LONG_LOSS = 0.02, 0.01  # what twice the steps may change: exact match, and the loss as a fraction
 LOSS_FLOOR = 0.01  # nats; a solved arm's loss is near zero, where a fraction of it says nothing
+ABOVE_CHANCE = "it stays above chance on entries that were taken out of the book"
 MATCHED = 0.02  # spread of non-embedding parameters over the arms
 SURE = 0.05  # of Holm's adjusted p-value
 
@@ -30,6 +32,7 @@ class Check(NamedTuple):
     name: str
     holds: bool
     detail: str
+    by_arm: bool = False  # arms for which it does not hold are not ranked, and say so
 
 
 class Verdict(NamedTuple):
@@ -41,11 +44,12 @@ class Verdict(NamedTuple):
     converged: bool | None
     solved: int
     seeds: int
+    leaks: bool  # answers questions about entries that were taken out of the book
     reasons: tuple[str, ...]
 
     @property
     def ranked(self) -> bool:
-        return self.same_stream and self.complete and self.trained is not False
+        return self.same_stream and self.complete and self.trained is not False and not self.leaks
 
 
 class Estimate(NamedTuple):
@@ -150,6 +154,7 @@ def verdicts(study: Study, task: str) -> dict[str, Verdict]:
     runs = study.select("result", "control", task=task)
     wrong = one_stream(runs)
     wanted = replicates(study, task)
+    leaking = above_chance(runs)
     out = {}
     for arm in study.arms("result", "control", task=task):
         mine = [run for run in runs if run.arm == arm]
@@ -162,8 +167,10 @@ def verdicts(study: Study, task: str) -> dict[str, Verdict]:
         converged, unsettled = _converged(study, task, arm, mine)
         if converged is False and trained:
             trained = False
-        reasons = (*streams, *gaps, *why, *unsettled)
-        out[arm] = Verdict(not streams, not gaps, trained, converged, solved, max(len(wanted), len(have)), reasons)
+        leaks = [ABOVE_CHANCE] if arm in leaking else []
+        reasons = (*streams, *gaps, *why, *unsettled, *leaks)
+        seeds = max(len(wanted), len(have))
+        out[arm] = Verdict(not streams, not gaps, trained, converged, solved, seeds, bool(leaks), reasons)
     return out
 
 
@@ -261,9 +268,12 @@ def checks(study: Study, task: str) -> list[Check]:
 
     found = [
         Check(
-            "same token stream", not wrong, "; ".join(streams) + ("; see the reasons below the table" if wrong else "")
+            "same token stream",
+            not wrong,
+            "; ".join(streams) + ("; see the reasons below the table" if wrong else ""),
+            True,
         ),
-        Check("same steps", len(steps) <= 1, f"{', '.join(map(str, steps)) or 'no'} steps"),
+        Check("same steps", len(steps) <= 1, f"{', '.join(map(str, steps)) or 'no'} steps", True),
         Check("non-embedding parameters within 2 %", spread <= MATCHED, f"they spread by {100 * spread:.2f} %"),
         Check("same evaluation", *same(evaluations, "same items, same sizes")),
         Check("same optimizer apart from the rate", *same(recipes, "one recipe")),
@@ -272,11 +282,24 @@ def checks(study: Study, task: str) -> list[Check]:
         ),
     ]
     if removed:
-        arms = {run.arm: [each for each in removed if each.arm == run.arm] for run in removed}
-        above = [arm for arm, each in arms.items() if _above_chance(each) < 0.05 / len(arms)]
+        above = above_chance(removed)
         detail = f"{listed(above)} stayed above it" if above else f"{len(removed)} runs"
-        found.append(Check("with the asked-for entry removed every arm falls to chance", not above, detail))
+        found.append(Check("with the asked-for entry removed every arm falls to chance", not above, detail, True))
+    checked = [arm for arm, verdict in verdicts(study, task).items() if verdict.converged is not None]
+    if checked:
+        unsettled = [arm for arm in checked if not verdicts(study, task)[arm].converged]
+        limits = f"exact match by under {100 * LONG_MATCH:.0f} points, the loss by under {100 * LONG_LOSS:.0f} %"
+        detail = f"changed more, or not finished: {listed(unsettled)}" if unsettled else listed(checked)
+        name = f"twice the steps change little ({limits} or {LOSS_FLOOR:g} nats)"
+        found.append(Check(name, not unsettled, detail, True))
     return found
+
+
+def above_chance(runs: Sequence[Run]) -> list[str]:
+    """Arms that are right about entries that were taken out of the book more often than chance is, at 5% for all."""
+    asked = [run for run in runs if run.evaluation("removed").get("removed")]
+    arms = {run.arm: [each for each in asked if each.arm == run.arm] for run in asked}
+    return [arm for arm, each in arms.items() if _above_chance(each) < SURE / len(arms)]
 
 
 def _above_chance(runs: Sequence[Run]) -> float:
@@ -309,7 +332,7 @@ def _value(run: Run, measure: str, entries: int | None) -> Interval | None:
     return run.bits_per_byte if measure == "bits_per_byte" else run.by_entries(measure).get(entries)
 
 
-def _paired(a: Run, b: Run, measure: str, entries: int | None) -> Interval | None:
+def _paired(a: Run, b: Run, measure: str, entries: int | None) -> Paired | None:
     """The difference over the same books or packages, where the evaluations kept them."""
     if measure == "bits_per_byte":
         first, second = (run.evaluation(measure).get("by_package") or {} for run in (a, b))
@@ -336,24 +359,52 @@ def sizes_of_interest(study: Study, task: str) -> list[int]:
 
 def comparisons(study: Study) -> list[Comparison]:
     """Every pair of ranked arms: exact match at the largest size in training and of all, and bits per byte."""
-    raw = []
+    pairs = []
     for task in study.tasks:
         judged = verdicts(study, task)
         arms = [arm for arm in study.arms("result", task=task) if judged[arm].ranked]
-        runs = {arm: {r.replicate: r for r in study.select("result", task=task, arm=arm)} for arm in arms}
-        text = [None] if all(r.bits_per_byte for by in runs.values() for r in by.values()) else []
-        sizes = sizes_of_interest(study, task)
-        ends = list(dict.fromkeys((*sizes[:1], *sizes[-1:])))  # few, since Holm's correction grows with their number
-        for measure, sizes in (("exact_match", ends), ("bits_per_byte", text)):
-            for entries in sizes:
-                for i, first in enumerate(arms):
-                    for second in arms[i + 1 :]:
-                        pairs = [(runs[first][r], runs[second][r]) for r in replicates(study, task)]
-                        seeds = [
-                            (_value(a, measure, entries), _value(b, measure, entries), _paired(a, b, measure, entries))
-                            for a, b in pairs
-                        ]
-                        raw.append((task, measure, entries, first, second, *statistics.compare(seeds)))
+        for measure, entries in _measures(study, task):
+            pairs += [(task, measure, entries, *pair) for pair in combinations(arms, 2)]
+    return _compared(study, pairs)
+
+
+def against_controls(study: Study) -> list[Comparison]:
+    """Each ranked control against the ranked arm that it differs from in one thing, where `comparisons` looks."""
+    pairs = []
+    for task in study.tasks:
+        judged = verdicts(study, task)
+        for arm, of in control_of(study, task).items():
+            if judged[arm].ranked and of in judged and judged[of].ranked:
+                pairs += [(task, measure, entries, arm, of) for measure, entries in _measures(study, task)]
+    return _compared(study, pairs)
+
+
+def control_of(study: Study, task: str) -> dict[str, str]:
+    """The arm that each control differs from."""
+    return {run.arm: run.config["control_of"] for run in study.select("control", task=task)}
+
+
+def _measures(study: Study, task: str) -> list[tuple[str, int | None]]:
+    """What is compared: few sizes, since Holm's correction grows with their number."""
+    sizes = sizes_of_interest(study, task)
+    found: list[tuple[str, int | None]] = [("exact_match", k) for k in dict.fromkeys((*sizes[:1], *sizes[-1:]))]
+    runs = [run for run in study.select("result", task=task) if run.finished]
+    return [*found, ("bits_per_byte", None)] if runs and all(run.bits_per_byte for run in runs) else found
+
+
+def _compared(study: Study, pairs: list[tuple[str, str, int | None, str, str]]) -> list[Comparison]:
+    raw = []
+    for task, measure, entries, first, second in pairs:
+        a, b = ({r.replicate: r for r in study.select("result", "control", task=task, arm=x)} for x in (first, second))
+        seeds = [
+            (
+                _value(a[r], measure, entries),
+                _value(b[r], measure, entries),
+                _paired(a[r], b[r], measure, entries),
+            )
+            for r in replicates(study, task)
+        ]
+        raw.append((task, measure, entries, first, second, *statistics.compare(seeds)))
     items = statistics.holm([row[-2].p for row in raw])
     seeded = iter(statistics.holm([row[-1].p for row in raw if row[-1]]))
     return [Comparison(*row, p, next(seeded) if row[-1] else None) for row, p in zip(raw, items, strict=True)]
@@ -377,7 +428,12 @@ def first_line(study: Study) -> str:
             what = "not trained" if verdict.trained is False and verdict.same_stream else "not ranked"
             solved = f"; {verdict.solved} of {verdict.seeds} seeds solved" if verdict.trained is not None else ""
             parts.append(f"{arm}{where} is {what}: {'; '.join(verdict.reasons) or 'no result'}{solved}.")
+        broken = [check.name for check in checks(study, task) if not check.holds and not check.by_arm]
+        if broken:
+            parts.append(f"Not a fair comparison{where}; this does not hold: {'; '.join(broken)}.")
     failed = study.failures
+    if not study.select("result"):
+        parts.append("There are no result runs here.")
     if failed:
         parts.append(f"{len(failed)} of {len(study.runs)} runs did not finish: {', '.join(r.name for r in failed)}.")
     if not parts:
@@ -389,27 +445,25 @@ def first_line(study: Study) -> str:
 
 def headline(study: Study) -> list[str]:
     """The answer in sentences, each from the intervals of the comparisons."""
-    found = comparisons(study)
+    found, against = comparisons(study), against_controls(study)
     out = []
     for task in study.tasks:
         judged = verdicts(study, task)
+        controls = [c for c in against if (c.task, c.measure) == (task, "exact_match")]
         arms = [arm for arm in study.arms("result", task=task) if judged[arm].ranked]
         if len(arms) < 2:
             ranked = f"only {arms[0]} is" if arms else "no arm is"
             out.append(f"No comparison on {task}: {ranked} ranked, and a comparison needs two.")
             continue
-        sizes = sizes_of_interest(study, task)
-        chosen = [("exact_match", k) for k in dict.fromkeys((*sizes[:1], *sizes[-1:]))]
-        if any(c.task == task and c.measure == "bits_per_byte" for c in found):
-            chosen.append(("bits_per_byte", None))
+        chosen = _measures(study, task)
         if not chosen:
             out.append(f"No comparison on {task}: its evaluation has neither exact match nor bits per byte.")
         for measure, entries in chosen:
             rows = [c for c in found if (c.task, c.measure, c.entries) == (task, measure, entries)]
             out.append(_sentence(study, task, measure, entries, arms, rows))
-            split = _by_attention(study, task, arms, rows)
-            if split and measure == "exact_match":
-                out.append(split)
+            if measure == "exact_match":
+                out += filter(None, [_by_attention(study, task, arms, rows)])
+                out += [_of_control(study, c) for c in controls if c.entries == entries]
     return out
 
 
@@ -418,7 +472,9 @@ def _sentence(
 ) -> str:
     means = {arm: mean_of(study.select("result", task=task, arm=arm), measure, entries) for arm in arms}
     order = sorted(arms, key=lambda arm: means[arm].mean, reverse=measure == "exact_match")
-    best, others = order[0], order[1:]
+    best = order[0]
+    first = [arm for arm in order if means[arm].mean == means[best].mean]
+    others = order[len(first) :]
     if measure == "bits_per_byte":
         where = "On unseen source code"
         what = "fewest bits per byte"
@@ -429,7 +485,9 @@ def _sentence(
         what = "highest exact match"
     pairs = {frozenset((c.first, c.second)): c for c in rows}
     to_best = {arm: pairs[frozenset((best, arm))] for arm in others}
-    lead = f"{where} {best} has the {what}, {show(means[best], measure)}"
+    lead = f"{where} {listed(first)} {'has' if len(first) == 1 else 'have'} the {what}, {show(means[best], measure)}"
+    if not others:
+        return f"{lead}."
     parts = []
     for claim in (statistics.ARCHITECTURES, CHECKPOINTS):
         behind = [arm for arm in others if to_best[arm].claim == claim]
@@ -460,11 +518,37 @@ def _by_attention(study: Study, task: str, arms: list[str], rows: list[Compariso
             behind = least.second if least.better == least.first else least.first
             weakest = next((c for c in across if c.claim == CHECKPOINTS), least)
             margin = f"the least by {gap(least, least.better)} ({least.better} over {behind}; {level(weakest)})"
-            return f"There every arm {name} attention is ahead of every arm {other}, {margin}."
+            said = f"There every arm {name} attention is ahead of every arm {other}, {margin}"
+            against = _controls_against(study, task, kind, [arm for arm in arms if not attends[arm]], least.entries)
+            return (
+                f"{said}; not so {listed(against)}, so attention as such does not decide it." if against else f"{said}."
+            )
     return (
         f"Of the {len(across)} pairs there of an arm with attention and one without, the first is ahead in "
         f"{ahead[True]}, the second in {ahead[False]}, and no difference is seen in {ahead[None]}."
     )
+
+
+def _controls_against(study: Study, task: str, ahead: bool, without: list[str], entries: int | None) -> list[str]:
+    """Ranked controls with attention that are not ahead of (or, if not `ahead`, not behind) the arms without."""
+
+    def mean(arm: str) -> float:
+        return mean_of(study.select("result", "control", task=task, arm=arm), "exact_match", entries).mean
+
+    judged, bars = verdicts(study, task), [mean(arm) for arm in without]
+    attending = dict.fromkeys(run.arm for run in study.select("control", task=task) if run.attends)
+    ranked = [arm for arm in attending if judged[arm].ranked]
+    return [arm for arm in ranked if (mean(arm) <= max(bars) if ahead else mean(arm) >= min(bars))]
+
+
+def _of_control(study: Study, c: Comparison) -> str:
+    """What changing one thing of an arm did."""
+    means = [
+        show(mean_of(study.select("result", "control", task=c.task, arm=arm), c.measure, c.entries))
+        for arm in (c.first, c.second)
+    ]
+    found = f"{c.better} is ahead by {gap(c, c.better)} ({level(c)})" if c.better else "no difference is seen"
+    return f"Control, {c.entries} entries: {c.first} has {means[0]} and {c.second} {means[1]}; {found}."
 
 
 def level(comparison: Comparison) -> str:

@@ -238,7 +238,9 @@ def html(study: Study, drawings: Sequence[figures.Drawing]) -> str:
 
 def _header(study: Study) -> str:
     line = judge.first_line(study)
-    fine = all(v.ranked for task in study.tasks for v in judge.verdicts(study, task).values()) and not study.failures
+    ranked = all(v.ranked for task in study.tasks for v in judge.verdicts(study, task).values())
+    fair = all(check.holds for task in study.tasks for check in judge.checks(study, task))
+    fine = ranked and fair and not study.failures and study.tasks
     sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in judge.headline(study))
     asked = question(study)
     asked = "" if asked.rstrip("?") == title(study).rstrip("?") else f'<p class="question">{escape(asked)}</p>'
@@ -394,7 +396,8 @@ def _limits(study: Study) -> str:
     books = [task for task in study.tasks if any("entries" in r.config["data"] for r in study.select(task=task))]
     for task in books:
         verdicts = judge.verdicts(study, task)
-        if any(v.converged is None for v in verdicts.values()):
+        results = [verdicts[arm] for arm in study.arms("result", task=task)]
+        if any(v.trained is not None and v.converged is None for v in results):
             said.append("Convergence was not checked at this scale: no arm was run a second time with twice the steps.")
         said.append(
             "The models are trained on the task: the paper's Phonebook is prompt-only, asked of a language model."

@@ -32,6 +32,15 @@ class Difference(NamedTuple):
     seeds: int
 
 
+class Paired(NamedTuple):
+    """The interval of a paired difference, and the clusters whose spread it comes from."""
+
+    mean: float
+    low: float
+    high: float
+    clusters: int
+
+
 # ---- one number
 
 
@@ -71,7 +80,7 @@ def independent(a: Interval, b: Interval) -> Interval:
     return Interval(mean, low, mean + math.hypot(a.high - a.mean, b.mean - b.low))
 
 
-def paired_clusters(a: Values, b: Values, weights: Values | None = None, level: float = 0.95) -> Interval | None:
+def paired_clusters(a: Values, b: Values, weights: Values | None = None, level: float = 0.95) -> Paired | None:
     """a - b of means over the same clusters (books, packages), weighted, from the spread of the cluster differences.
 
     None where fewer than five clusters differ: their spread says too little, use `independent`.
@@ -87,7 +96,7 @@ def paired_clusters(a: Values, b: Values, weights: Values | None = None, level: 
     mean = (w * difference).sum() / w.sum()
     variance = clusters / (clusters - 1) * ((w * (difference - mean)) ** 2).sum() / w.sum() ** 2
     half = t_quantile(level, clusters - 1) * math.sqrt(variance)
-    return Interval(float(mean), float(mean - half), float(mean + half))
+    return Paired(float(mean), float(mean - half), float(mean + half), clusters)
 
 
 def paired_t(a: Values, b: Values, level: float = 0.95) -> Difference:
@@ -101,15 +110,19 @@ def paired_t(a: Values, b: Values, level: float = 0.95) -> Difference:
     return Difference(mean, low, high, p, ARCHITECTURES, len(a))
 
 
-def compare(seeds: Sequence[tuple[Interval, Interval, Interval | None]]) -> tuple[Difference, Difference | None]:
+def compare(seeds: Sequence[tuple[Interval, Interval, Paired | None]]) -> tuple[Difference, Difference | None]:
     """a - b from each seed's (a, b, their paired difference over the same items or None): at both levels of claim.
 
     First about these checkpoints, from their items. Then, with three seeds or more, about these architectures: the
     paired t over seeds, never narrower nor surer than the items allow; else None.
     """
-    items = average([paired or independent(a, b) for a, b, paired in seeds])
+    items = average([Interval(*paired[:3]) if paired else independent(a, b) for a, b, paired in seeds])
     margin = items.mean - items.low if items.mean >= 0 else items.high - items.mean  # towards zero
-    p = math.erfc(normal_quantile(0.95) * abs(items.mean) / margin / math.sqrt(2)) if margin > 0 else 1.0
+    # With few clusters Student's tail is heavier than the normal one at the small p that Holm's correction asks for.
+    freedom = min((paired.clusters - 1 for _, _, paired in seeds if paired), default=math.inf)
+    quantile = t_quantile(0.95, freedom) if math.isfinite(freedom) else normal_quantile(0.95)
+    statistic = quantile * abs(items.mean) / margin if margin > 0 else 0.0
+    p = float(2 * (special.stdtr(freedom, -statistic) if math.isfinite(freedom) else special.ndtr(-statistic)))
     checkpoints = Difference(*items, p, CHECKPOINTS, len(seeds))
     if len(seeds) < LEAST_SEEDS:
         return checkpoints, None

@@ -23,16 +23,14 @@ def loss(model: LanguageModel, batch: dict[str, jax.Array]) -> tuple[jax.Array, 
 def negative_log_likelihood(
     hidden: Float[Array, "B T D"], head: Float[Array, "D V"], targets: Int[Array, "B T"], chunk: int = CHUNK
 ) -> Float[Array, "B T"]:
-    """-log softmax(hidden head)[target], float32 or wider, over chunks of the vocabulary: never holds [B, T, V]."""
+    """-log softmax(hidden head)[target], float32 or wider, at most `chunk` logits a token held at a time."""
     vocabulary = head.shape[1]
-    head = head.astype(hidden.dtype)
-    of_target = (
-        jnp.sum(wide(hidden) * wide(jnp.take(head, targets, axis=1, mode="clip").transpose(1, 2, 0)), axis=-1)
-        if vocabulary > chunk
-        else None
-    )
     if vocabulary <= chunk:
-        return _of_logits(product(hidden, head, wide(hidden).dtype), targets)
+        return _of_logits(product(hidden, head.astype(hidden.dtype), wide(hidden).dtype), targets)
+    # Rounded after the look-up, so that the gradients of one target add up in the head's own dtype.
+    chosen = jnp.take(head, targets, axis=1, mode="clip").transpose(1, 2, 0).astype(hidden.dtype)
+    of_target = jnp.sum(wide(hidden) * wide(chosen), axis=-1)
+    head = head.astype(hidden.dtype)
     chunks = -(-vocabulary // chunk)
     padded = jnp.pad(head, ((0, 0), (0, chunks * chunk - vocabulary)))
     columns = jnp.moveaxis(padded.reshape(-1, chunks, chunk), 1, 0)
