@@ -185,7 +185,7 @@ def _check(given: argparse.Namespace) -> int:
             f"{given.file} defines no layer config: a frozen dataclass with build, parameters, operations and "
             "state_bytes, such as the one in experiments/my_mixer.py"
         )
-    from workbench.model.contract import check
+    from workbench.study.contract import check
 
     broken = 0
     for layer in layers:

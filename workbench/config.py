@@ -70,8 +70,12 @@ class AttentionConfig:
         head_dim = self.head_dim or width // self.heads
         if not 0 <= self.rotary <= 1:
             raise ValueError(f"rotary is a fraction of the head, between 0 and 1; got {self.rotary}")
-        if int(head_dim * self.rotary) % 2:
-            raise ValueError(f"rotary {self.rotary} of head_dim {head_dim} is not an even number of dimensions")
+        rotated = int(head_dim * self.rotary)
+        if rotated % 2 or (self.rotary and not rotated):
+            raise ValueError(
+                f"rotary {self.rotary} of head_dim {head_dim} rotates {rotated} dimensions; it needs an even number "
+                "of at least 2, or rotary=0"
+            )
         return self.heads, kv_heads, head_dim
 
     def build(self, width: int, make: Any) -> Any:

@@ -161,3 +161,18 @@ def test_initial_segment_needs_segments(make, operation):
 def test_segments_of_another_length_are_refused(make, operation):
     with pytest.raises(ValueError, match=r"segments has shape \(2, 4\).*T=3"):
         make(operation, 2, 3)(jnp.ones((2, 4), jnp.int32))
+
+
+@pytest.mark.parametrize("operation", SCANS)
+def test_float32_keeps_its_digits_after_a_step_that_forgets_everything(x64, make, operation):
+    """Sums of decays are large from there on, and a difference of two of them must not be."""
+    case = make(operation, 2, 131)
+    rng = np.random.default_rng(3)
+    dt = np.exp(rng.uniform(np.log(0.01), np.log(5), case.timed["dt"].shape))
+    dt[:, :40], dt[:, 60] = 5, 1e4
+    case.timed["dt"] = jnp.asarray(dt)
+    want = outputs_and_gradients(case, documents(131), None, "reference")
+    single = case.astype(jnp.float32)
+    got = outputs_and_gradients(single, documents(131), None, "xla")
+    assert_close(got[1], want[1], 1e-5)
+    assert_close(got[0], want[0], 1e-5)

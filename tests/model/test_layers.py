@@ -10,13 +10,14 @@ import pytest
 from flax import nnx
 
 from workbench.config import AttentionConfig, Mamba2Config, MambaConfig, MLPConfig, ModelConfig
-from workbench.model import contract
+from workbench.count import Operation
 from workbench.model.attention import attend
 from workbench.model.initial import Make, constant, normal
 from workbench.model.language_model import create
 from workbench.model.names import named, restored
 from workbench.model.norm import norm
 from workbench.model.where import locate
+from workbench.study import contract
 
 WIDTH, BATCH, TIME = 16, 2, 11
 
@@ -67,7 +68,7 @@ class Planted:
         return width * width + width + (self.fault == "counts one parameter too many")
 
     def operations(self, width, context):
-        return []
+        return [Operation("w", 1, width, width, 1)]
 
     def state_bytes(self, width, context, element_bytes):
         return 4 * width * (2 if self.fault == "counts its state twice" else 1)

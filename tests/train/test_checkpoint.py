@@ -75,6 +75,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(run, wh
     assert steps == list(range(5, 13))
     assert result["weights_hash"] == whole.result["weights_hash"]
     assert (tmp_path / "checkpoints" / "damaged" / "8").is_dir()
+    assert saved_steps(tmp_path) == saved_steps(whole.folder)
 
 
 def test_a_checkpoint_that_was_cut_short_does_not_count(run, whole, train, tmp_path):

@@ -65,16 +65,19 @@ class Attention(nnx.Module):
         if state is None:
             y = attend(q, k, v, where.segments, where.segments, self.config.window)
         elif self.config.window is None:
-            state = write(state, k, v, where)._replace(window=window)
+            state = write(state, k, v, where, ring=False)._replace(window=window)
             index = jnp.arange(state.keys.shape[1], dtype=jnp.int32)[None]
             y = attend(q, state.keys, state.values, where.segments, state.segments, None, where.start, index)
+            place = where.start[:, None] + jnp.arange(time, dtype=jnp.int32)[None]
+            lost = (place >= state.keys.shape[1]) & (where.segments != 0)
+            y = jnp.where(lost[..., None, None], jnp.nan, y)  # a full cache gives no answer, rather than a wrong one
         else:  # the ring may lose keys that this call's first queries still see, so they are read before it is written
             join = lambda old, new: jnp.concatenate([old, new.astype(old.dtype)], axis=1)  # noqa: E731
             new = where.start[:, None] + jnp.arange(time, dtype=jnp.int32)[None]
             index = join(ring_index(where.start, state.keys.shape[1]), new)
             keys, values, ids = join(state.keys, k), join(state.values, v), join(state.segments, where.segments)
             y = attend(q, keys, values, where.segments, ids, self.config.window, where.start, index)
-            state = write(state, k, v, where)._replace(window=window)
+            state = write(state, k, v, where, ring=True)._replace(window=window)
         return product(y.reshape(batch, time, -1), self.out[...]), state, {}
 
     def initial_state(self, batch: int, capacity: int, dtype) -> AttentionState:
@@ -99,16 +102,17 @@ def rotate(x: Float[Array, "B T H K"], angles: Float[Array, "#B T R"]) -> Float[
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
 
 
-def write(state: AttentionState, k: jax.Array, v: jax.Array, where: Where) -> AttentionState:
-    """The cache with this call's keys: key i in slot i modulo the capacity, so that a window's cache is a ring.
+def write(state: AttentionState, k: jax.Array, v: jax.Array, where: Where, ring: bool) -> AttentionState:
+    """The cache with this call's keys: key i in slot i, or in a ring (a window's cache) in slot i modulo the capacity.
 
-    Padding is not written, nor is a key that a later one of the same call would overwrite.
+    Padding is not written, nor is a key past the capacity, or one that a later one of the same call would overwrite.
     """
     time, capacity = k.shape[1], state.keys.shape[1]
     index = where.start[:, None] + jnp.arange(time, dtype=jnp.int32)[None]
     real = where.segments != 0
     end = where.start[:, None] + real.sum(axis=1, keepdims=True, dtype=jnp.int32)
-    slot = jnp.where(real & (index >= end - capacity), index % capacity, capacity)  # out of range: dropped
+    stays = index >= end - capacity if ring else index < capacity
+    slot = jnp.where(real & stays, index % capacity, capacity)  # out of range: dropped
     put = jax.vmap(lambda cache, at, values: cache.at[at].set(values.astype(cache.dtype), mode="drop"))
     return state._replace(
         keys=put(state.keys, slot, k),

@@ -3,7 +3,7 @@
 Initialisation is the field's hidden confounder, so nothing is initialised anywhere else. Values after the code released
 with Waleffe et al. 2024 (arXiv:2406.07887); L is the number of layers (symbols), fan_in the input's size.
 
-Two things differ, for every architecture alike (measured in LOG.md, 2026-11-24):
+Two things differ, for every architecture alike (how they were found: LOG.md, 2026-11-24):
 
 - That code draws from N(0, 0.02) at width 4096, where 0.02 = 1.28 / sqrt(4096). Kept at 0.02, attention and MLPs would
   start far too small in a narrow model, while Mamba's U(+-1/sqrt(fan_in)) follows the width. So each 0.02 is
@@ -19,69 +19,47 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-Sampler = Callable[[jax.Array, tuple[int, ...]], jax.Array]
-
-
-class Distribution(NamedTuple):
-    """A sampler `(key, shape) -> float32 array`, and the quantile function that the audit holds it to (None: exact)."""
-
-    sample: Sampler
-    quantile: Callable[[float], float] | None = None
-
+Distribution = Callable[[jax.Array, tuple[int, ...]], jax.Array]  # (key, shape) -> float32 array
 
 PAPER_WIDTH = 4096
 
 
 def normal(std: float) -> Distribution:
-    return Distribution(
-        lambda key, shape: std * jax.random.normal(key, shape, jnp.float32),
-        lambda p: std * math.sqrt(2) * float(jax.scipy.special.erfinv(2 * p - 1)),
-    )
+    return lambda key, shape: std * jax.random.normal(key, shape, jnp.float32)
 
 
 def uniform(bound: float) -> Distribution:
-    return Distribution(
-        lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound), lambda p: bound * (2 * p - 1)
-    )
+    return lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
 def constant(value: float) -> Distribution:
-    return Distribution(lambda key, shape: jnp.full(shape, value, jnp.float32))
+    return lambda key, shape: jnp.full(shape, value, jnp.float32)
 
 
 def log_uniform(low: float, high: float) -> Distribution:
     """log(u) for u uniform in [low, high]."""
-    return Distribution(
-        lambda key, shape: jnp.log(jax.random.uniform(key, shape, jnp.float32, low, high)),
-        lambda p: math.log(low + p * (high - low)),
-    )
+    return lambda key, shape: jnp.log(jax.random.uniform(key, shape, jnp.float32, low, high))
 
 
 def inverse_softplus_step(low: float, high: float, floor: float) -> Distribution:
     """The bias whose softplus is exp(U(ln low, ln high)), at least `floor`."""
 
-    def bias(step):
+    def sample(key, shape):
+        u = jax.random.uniform(key, shape, jnp.float32)
+        step = jnp.maximum(jnp.exp(math.log(low) + u * (math.log(high) - math.log(low))), floor)
         return step + jnp.log(-jnp.expm1(-step))
 
-    def step(u):
-        return jnp.maximum(jnp.exp(math.log(low) + u * (math.log(high) - math.log(low))), floor)
-
-    return Distribution(
-        lambda key, shape: bias(step(jax.random.uniform(key, shape, jnp.float32))), lambda p: float(bias(step(p)))
-    )
+    return sample
 
 
 def log_arange() -> Distribution:
     """log(1..N) along the last axis."""
-    return Distribution(
-        lambda key, shape: jnp.broadcast_to(jnp.log(jnp.arange(1, shape[-1] + 1, dtype=jnp.float32)), shape)
-    )
+    return lambda key, shape: jnp.broadcast_to(jnp.log(jnp.arange(1, shape[-1] + 1, dtype=jnp.float32)), shape)
 
 
 def table(width: int, layers: int) -> dict[str, Callable[[tuple[int, ...]], Distribution]]:
@@ -146,4 +124,4 @@ class Make:
                 raise ValueError(f"no initialisation for {kind!r}: give make() a distribution, or add it to the table")
             distribution = self.table[kind](shape)
         key = jax.random.fold_in(self.key, zlib.crc32(kind.encode()))
-        return nnx.Param(distribution.sample(key, shape).astype(self.dtype))
+        return nnx.Param(distribution(key, shape).astype(self.dtype))

@@ -18,7 +18,7 @@ def product(x: Float[Array, "... D"], w: Float[Array, "D F"], dtype: Any = None)
     2048 rows, 256 x 1024, float32).
     """
     w, dtype = w.astype(x.dtype), dtype or x.dtype
-    if jax.default_backend() == "cpu" and x.ndim > 1:
+    if jax.default_backend() == "cpu":
         return _product(x, w, dtype)
     return jnp.matmul(x, w, preferred_element_type=dtype)
 

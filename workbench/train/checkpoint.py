@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -89,7 +90,7 @@ def save(
         "hashes": {"model": weights_hash(arrays), "optimizer": weights_hash(state)},
     }
     with _explained(checkpoints):
-        checkpoints.save(
+        saved = checkpoints.save(
             position.step,
             args=ocp.args.Composite(
                 model=ocp.args.StandardSave(arrays),
@@ -98,6 +99,7 @@ def save(
             ),
             metrics=None if score is None else {"score": float(score)},
         )
+    assert saved, f"Orbax declined to save step {position.step}; it knows {checkpoints.all_steps()}"
 
 
 def wait(checkpoints: ocp.CheckpointManager) -> None:
@@ -125,10 +127,13 @@ def latest(checkpoints: ocp.CheckpointManager, run: RunConfig) -> Checkpoint | N
                 f"{aside.parent.name}/{step} and the one before it is used",
                 stacklevel=2,
             )
-            aside.parent.mkdir(exist_ok=True)
-            (Path(checkpoints.directory) / str(step)).rename(aside)
+            shutil.copytree(Path(checkpoints.directory) / str(step), aside, dirs_exist_ok=True)
+            checkpoints.delete(step)  # by Orbax, which would count it among those kept and refuse earlier steps
     if steps:
-        raise ValueError(f"no checkpoint in {checkpoints.directory} can be read; delete the run's folder to start anew")
+        raise ValueError(
+            f"no checkpoint in {checkpoints.directory} can be read (they are in damaged/); "
+            "delete the run's folder to start anew"
+        )
     return None
 
 

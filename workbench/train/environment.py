@@ -21,8 +21,8 @@ PACKAGES = (
     "orbax-checkpoint",
     "numpy",
 )
-# Two environments that agree in these train the same weights bit for bit.
-DECISIVE = ("packages.jax", "packages.jaxlib", "machine", "cpu", "cpus", "devices", "xla_flags")
+# What the weights depend on beside the code itself: where these agree, so do the weights, bit for bit.
+DECISIVE = (*(f"packages.{name}" for name in PACKAGES[2:]), "machine", "cpu", "cpus", "devices", "xla_flags")
 
 
 def environment() -> dict[str, Any]:
