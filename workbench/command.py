@@ -102,9 +102,9 @@ Nothing is built or trained: the numbers follow from the configs alone.""",
         _evaluate,
         "evaluate finished runs again, on another split or with another evaluation",
         """examples:
-  workbench evaluate runs/phonebook/phonebook-hybrid-s0-1a2b3c4d
-  workbench evaluate runs/phonebook/phonebook-*-s0-* entries=16,32,64 books=32
-  workbench evaluate runs/phonebook/phonebook-hybrid-s0-1a2b3c4d --split select
+  workbench evaluate runs/phonebook/phonebook-hybrid-s3-1a2b3c4d
+  workbench evaluate runs/phonebook/phonebook-*-s3-* entries=16,32,64 books=32
+  workbench evaluate runs/phonebook/phonebook-hybrid-s3-1a2b3c4d --split select
 
 Overrides change the run's evaluation (its fields: PhonebookEvaluation, TextEvaluation in workbench/config.py).
 Prints a JSON object a run, one a line.""",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -418,7 +419,7 @@ class RunConfig:
                 f"set model.vocabulary={self.data.vocabulary}"
             )
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
         """Folder of the run: readable, and unique by the hash of everything in it."""
         task = type(self.data).__name__.removesuffix("Config").lower()

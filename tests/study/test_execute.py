@@ -167,6 +167,18 @@ def test_an_unwritable_folder_is_refused_before_anything_starts(tmp_path):
         execute.run(experiment)
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="macOS pins nothing")
+def test_by_default_a_process_has_one_core_however_many_there_are(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    assert execute.slots() == [(core,) for core in range(8)]
+    assert execute.slots(4)[1] == (4, 5, 6, 7)
+
+
+def test_a_machine_that_knows_nothing_guesses_before_it_starts():
+    runs = load(Path(__file__).parents[2] / "experiments" / "phonebook.py").runs
+    assert 60 < progress.guess(runs[:1]) < 600  # a run of the demo takes one to three minutes on a core
+
+
 def test_jobs_below_one_are_refused():
     with pytest.raises(ValueError, match="at least 1; got 0"):
         execute.slots(0)

@@ -60,6 +60,8 @@ def run(
 
         check_grid(experiment.tuning)
         failures = execute(experiment, experiment.tuning, jobs=jobs, wandb=wandb)
+        for failure in failures:
+            print(f"FAILED {failure.run}: {failure.error}")
         print(describe(choose(experiment), experiment))
         return Outcome(experiment.folder, None, failures)
 
@@ -99,7 +101,9 @@ def execute(
         errors = {}
     for each in runs:
         ended = status(experiment.folder / each.name, each)
-        if ended != "finished" and not (ended == "nan" and each.role == "tuning"):
+        if ended == "nan" and each.role == "tuning":  # a rate that is too high is an answer
+            errors.pop(each.name, None)
+        elif ended != "finished":
             errors.setdefault(each.name, f"ended with status {ended!r}")
     return [Failure(each.name, errors[each.name]) for each in runs if each.name in errors]
 
@@ -182,6 +186,7 @@ def _record(experiment: Experiment) -> None:
     """experiment.json: what was asked for, so that the report can tell what is missing or no longer asked for."""
     wanted = {
         "name": experiment.name,
+        "file": str(experiment.path),
         "scale": experiment.scale,
         "docstring": experiment.docstring,
         "overrides": list(experiment.overrides),
@@ -218,7 +223,8 @@ def slots(jobs: int | None = None) -> list[tuple[int, ...] | None]:
     if accelerated():
         return [None] * (jobs or 1)
     cores = sorted(os.sched_getaffinity(0))
-    jobs = jobs or min(len(cores), MOST_JOBS)
+    if jobs is None:
+        return [(core,) for core in cores[:MOST_JOBS]]
     if jobs > len(cores):
         return [(cores[i % len(cores)],) for i in range(jobs)]
     each = len(cores) // jobs
@@ -253,6 +259,9 @@ def _announce(todo: Sequence[RunConfig], places: list) -> None:
     seconds, measured = progress.estimate(list(todo), progress.known_costs(), len(places[0] or ()))
     if seconds is None:
         text = "no run like these was made on this machine: the estimate follows their first steps"
+        if places[0] is not None:
+            whole = progress.clock(progress.guess(todo) / min(len(places), len(todo)))
+            text = f"about {whole}, guessed from their FLOPs; the first steps will tell better"
     else:
         whole = progress.clock(seconds / min(len(places), len(todo)))
         rest = "" if measured == len(todo) else f"; {len(todo) - measured} guessed as their mean"

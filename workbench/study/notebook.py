@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -118,33 +119,37 @@ def run_notebook(
         shutil.rmtree(Path(kernel.connection_file).parent, ignore_errors=True)
 
 
-def live_curves(every: float = 1.0) -> Callable[[str], Callable[[int, Mapping[str, float]], None]]:
-    """A figure below the cell that grows while training runs; `live_curves()(name)` is an `on_step` that adds a curve.
+OnStep = Callable[[int, Mapping[str, float]], None]
 
-    Shows the loss as a running mean over ten steps, redrawn at most once every so many seconds and at each new curve.
+
+def live_curves(title: str = "", every: float = 1.0) -> Callable[[str, int], OnStep]:
+    """A figure below the cell that grows while training runs; `live_curves()(name, steps)` is an `on_step` for a curve.
+
+    Shows the loss as a running mean over ten steps, redrawn at most once every so many seconds and at a curve's ends.
     """
     from IPython.display import display
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4))
-    axes.set(xlabel="step", ylabel="loss (nats per digit)", title="Four architectures, one stream of phone books")
+    axes.set(xlabel="step", ylabel="loss (nats per target)", title=title)
     shown = display(figure, display_id=True)
     plt.close(figure)  # or the cell shows it twice
     drawn = [0.0]
 
-    def curve(name: str):
-        losses: list[float] = []
+    def curve(name: str, steps: int):
+        last: deque[float] = deque(maxlen=10)
+        at: list[int] = []
+        means: list[float] = []
         (line,) = axes.plot([], [], label=name)
         axes.legend(loc="upper right")
         drawn[0] = 0.0
 
         def on_step(step: int, metrics: Mapping[str, float]) -> None:
-            losses.append(metrics["loss"])
-            means = [
-                sum(losses[max(i - 9, 0) : i + 1]) / len(losses[max(i - 9, 0) : i + 1]) for i in range(len(losses))
-            ]
-            line.set_data(range(step - len(losses) + 1, step + 1), means)
-            if time.monotonic() - drawn[0] > every:
+            last.append(metrics["loss"])
+            at.append(step)
+            means.append(sum(last) / len(last))
+            if step == steps or time.monotonic() - drawn[0] > every:
+                line.set_data(at, means)
                 axes.relim()
                 axes.autoscale_view()
                 shown.update(figure)

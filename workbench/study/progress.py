@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from workbench.config import RunConfig, short_hash
+from workbench.count import count
 
 
 class Seen(NamedTuple):
@@ -61,6 +62,16 @@ class Cost(NamedTuple):
 
 def cost_name(run: RunConfig, cores: int) -> str:
     """Runs of this name take the same time a step: same model, same sizes of data, same cores."""
+    found = _cost_names.get((run.name, cores))
+    if found is None:
+        found = _cost_names[run.name, cores] = _cost_name(run, cores)
+    return found
+
+
+_cost_names: dict[tuple[str, int], str] = {}  # a hash takes a millisecond, and the display asks for all every second
+
+
+def _cost_name(run: RunConfig, cores: int) -> str:
     plain = {f.name: getattr(run.data, f.name) for f in dataclasses.fields(run.data) if f.name != "seed"}
     return short_hash({"model": run.model, "data": plain, "cores": cores, "machine": platform.node()})
 
@@ -103,6 +114,20 @@ def estimate(
     pairs = ((run, cost or mean) for run, cost in zip(runs, found, strict=True))
     seconds = sum(run.steps * cost.step_seconds + cost.other_seconds for run, cost in pairs)
     return float(seconds), sum(cost is not None for cost in found)
+
+
+RATE = 25e9  # FLOP/s of a core in training steps of the demo's size: 15e9 to 50e9 on an AMD EPYC, 2026-11-24
+START_SECONDS = 20.0  # of a run beside its steps: process, compilation, evaluation
+
+
+def guess(runs: Sequence[RunConfig]) -> float:
+    """Seconds that runs would take one after the other on one core, where nothing like them was measured."""
+    flops = (
+        run.steps * run.data.batch * run.data.length * count(run.model, run.data.length).train_flops_per_token
+        for run in runs
+        if hasattr(run.data, "batch") and hasattr(run.data, "length")
+    )
+    return sum(flops) / RATE + START_SECONDS * len(runs)
 
 
 # ---- the display

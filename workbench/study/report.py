@@ -89,7 +89,7 @@ def command(study: Study) -> str:
     if "name" not in study.facts:
         return f"workbench report {shlex.quote(str(study.folder))}"
     scale = study.facts.get("scale", "demo")
-    words = ["workbench", "run", f"experiments/{study.facts['name']}.py"]
+    words = ["workbench", "run", study.facts.get("file", f"experiments/{study.facts['name']}.py")]
     words += ["--scale", scale] if scale != "demo" else []
     return shlex.join(words + list(study.facts.get("overrides", ())))
 
