@@ -12,7 +12,6 @@ shrink as T grows, down to one sequence.
 import argparse
 import json
 import os
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import workbench_kernels
+
+from workbench.train.environment import cpus, processor
+from workbench.train.memory import keep_freed_memory
 
 I, H, P, N = 512, 8, 64, {"selective_scan": 16, "ssd": 64}
 TOKENS = 2048
@@ -34,6 +36,7 @@ def main() -> None:
     parser.add_argument("--memory", type=float, default=4, help="GiB of temporaries that a form may take (4)")
     arguments = parser.parse_args()
     lengths, rounds = ((256, 1024), 5) if arguments.quick else ((256, 1024, 4096, 16384), 9)
+    keep_freed_memory()  # as in training: XLA's larger temporaries would be faulted in anew at every call
     rows = []
     print(
         f"{'operation':15} {'T':>6} {'B':>2} {'form':18} {'pass':17} {'median ms':>9} {'/ xla':>6}"
@@ -49,7 +52,8 @@ def main() -> None:
     if arguments.json:
         machine = {
             "processor": processor(),
-            "cores": os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count(),
+            "cores": cpus(),
+            "load": os.getloadavg(),
             "jax": jax.__version__,
         }
         arguments.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
@@ -196,15 +200,6 @@ FORMS: dict[str, dict[str, Callable]] = {
     }
     for operation in ("selective_scan", "ssd")
 }
-
-
-def processor() -> str:
-    """The processor's name, where Linux tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = (
-        [row for row in cpuinfo.read_text().splitlines() if row.startswith("model name")] if cpuinfo.exists() else []
-    )
-    return names[0].split(": ")[1] if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Times a training step on CPU, ours and PyTorch's in turn: forward, backward, clipping and AdamW, in float32.
 
-    python benchmarks/train_cpu.py [--quick] [--torch PYTHON] [--only NAME ...] [--json FILE]
+    python benchmarks/train_cpu.py [--quick] [--torch PYTHON] [--only NAME ...] [--json [FILE]]
 
 Four architectures of width 256, 8 layers and vocabulary 4096 at B=8 T=256 and B=2 T=1024. With --torch, an interpreter
 where torch (and transformers) can be imported, equal models run there: our weights and batch are copied over and the
@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import json
 import os
 import platform
 import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -31,6 +33,7 @@ from workbench import pattern as patterns
 from workbench.config import ModelConfig, OptimizerConfig, PhonebookEvaluation, RunConfig
 from workbench.model.language_model import create
 from workbench.model.names import named
+from workbench.train.environment import cpus, environment, processor
 from workbench.train.memory import keep_freed_memory
 from workbench.train.optimizer import UNDECAYED, decay_mask, optimizer
 from workbench.train.step import make_step
@@ -121,7 +124,7 @@ class Rival:
         script = Path(__file__).with_name("torch_rivals.py")
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
         self.process = subprocess.Popen(
-            [python, str(script), str(cores())],
+            [python, str(script), str(cpus())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -276,18 +279,12 @@ def s6_memory(length: int) -> dict:
     }
 
 
-def cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
 def machine() -> dict:
     """The processor, and what runs on it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    rows = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [row.split(": ")[1] for row in rows if row.startswith("model name")]
     return {
-        "processor": names[0] if names else platform.processor(),
-        "cores": cores(),
+        "processor": processor(),
+        "cores": cpus(),
+        "load": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         "jax": jax.__version__,
         "backend": jax.default_backend(),
@@ -300,8 +297,10 @@ def main() -> None:
     parser.add_argument("--torch", metavar="PYTHON", help="an interpreter where torch can be imported: time it in turn")
     parser.add_argument("--only", nargs="+", choices=PATTERNS, help="these architectures alone")
     parser.add_argument("--turns", type=int, help="turns of each side (15, or 5 with --quick)")
-    parser.add_argument("--json", type=Path, help="write everything to this file as well")
+    parser.add_argument("--json", type=Path, nargs="?", const=Path("-"), help="print JSON alone, or write it to a file")
     arguments = parser.parse_args()
+    table = sys.stderr if arguments.json == Path("-") else sys.stdout
+    say = functools.partial(print, flush=True, file=table)
     if jax.default_backend() != "cpu":
         raise SystemExit(f"this times CPUs and JAX chose {jax.default_backend()}; set JAX_PLATFORMS=cpu")
     turns = arguments.turns or (5 if arguments.quick else 15)
@@ -314,8 +313,8 @@ def main() -> None:
     if arguments.torch:
         rival = Rival(arguments.torch)
         facts |= rival.ask("facts")
-    print(", ".join(f"{key} {value}" for key, value in facts.items()))
-    print(
+    say(", ".join(f"{key} {value}" for key, value in facts.items()))
+    say(
         f"{'':12} {'':2} {'':5} {'':13} {'ours':>17} {'theirs':>17}   ours / theirs\n"
         f"{'architecture':12} {'B':>2} {'T':>5} {'rival':13} {'tokens/s':>8} {'ms':>8} {'tokens/s':>8} {'ms':>8}"
         f" {'fastest':>7} {'median':>7} {'aim':>5}  difference"
@@ -324,31 +323,33 @@ def main() -> None:
     for batch, length in shapes:
         for name in chosen:
             rows.append(compare(name, batch, length, turns, rival))
-            print(line(rows[-1]), flush=True)
+            say(line(rows[-1]))
     if "transformers" in facts:
         for name in STOCK:
             if name in chosen:
                 rows.append(compare(name, STOCK_BATCH, SHAPES[0][1], 3, rival, stock=True))
-                print(line(rows[-1]), flush=True)
+                say(line(rows[-1]))
     if rival is not None:
         rival.close()
     memory = []
     if "mamba" in chosen:
-        print("\nS6, forward and backward, B=1 I=512 N=16: temporaries in MiB, step by step under autodiff, [T, I, N]")
+        say("\nS6, forward and backward, B=1 I=512 N=16: temporaries in MiB, step by step under autodiff, [T, I, N]")
         for length in S6_LENGTHS:
             memory.append(row := s6_memory(length))
             of = (row[f"{key}_bytes"] / 2**20 for key in ("temporary", "step_by_step_temporary", "all_states"))
-            print(f"T {length:6}" + "".join(f" {mib:9.1f}" for mib in of), flush=True)
+            say(f"T {length:6}" + "".join(f" {mib:9.1f}" for mib in of))
     if arguments.json:
         record = {
             "date": datetime.date.today().isoformat(),
             "machine": facts,
+            "code": environment()["git"],
             "model": {"width": WIDTH, "vocabulary": VOCABULARY, "dtype": "float32"},
             "symbols": {s: asdict(c) for s, c in ModelConfig("*", WIDTH, VOCABULARY).symbols.items()},
             "training": rows,
             "s6_memory": memory,
         }
-        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+        text = json.dumps(record, indent=1) + "\n"
+        print(text, end="") if arguments.json == Path("-") else arguments.json.write_text(text)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import re
 import sys
 import time
 from datetime import UTC, datetime
@@ -81,11 +80,6 @@ def pytest_terminal_summary(terminalreporter, exitstatus, config):
 
 def machine() -> dict[str, str | int]:
     """The processor's name, the cores this process may use, and the system."""
-    cpuinfo = Path("/proc/cpuinfo")
-    named = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "cpu": named[1] if named else platform.processor(),
-        "cores": cores,
-        "system": f"{sys.platform} {platform.machine()}",
-    }
+    from workbench.train.environment import cpus, processor
+
+    return {"cpu": processor(), "cores": cpus(), "system": f"{sys.platform} {platform.machine()}"}

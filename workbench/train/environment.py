@@ -32,8 +32,8 @@ def environment() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "machine": platform.machine(),
-        "cpu": _cpu(),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu": processor(),
+        "cpus": cpus(),
         "devices": [device.device_kind for device in jax.devices()],
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "git": _git(),
@@ -59,7 +59,13 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _cpu() -> str:
+def cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor() -> str:
+    """Its name, as far as the system tells it."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "") or (
