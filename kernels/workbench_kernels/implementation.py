@@ -1,29 +1,57 @@
-"""Which implementations each operation has, and which one "auto" means."""
+"""Which implementations each operation has, which one "auto" means here, and a record of what was chosen."""
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from typing import Literal
 
-Implementation = Literal["auto", "xla", "reference"]
+import jax
+
+Implementation = Literal["auto", "mosaic_gpu", "xla", "reference"]
 
 _AVAILABLE = {
     "causal_conv1d": ("xla", "reference"),
-    "selective_scan": ("xla", "reference"),
+    "selective_scan": ("mosaic_gpu", "xla", "reference"),
     "ssd": ("xla", "reference"),
 }
+_chosen: contextvars.ContextVar[dict[str, str] | None] = contextvars.ContextVar("chosen", default=None)
 
 
-def resolve(operation: str, implementation: str = "auto") -> str:
-    """The name of the implementation that `operation` runs with, for a record to quote.
+def resolve(operation: str, implementation: str = "auto", refusal: str = "") -> str:
+    """The name of the implementation that `operation` runs with.
 
-    "auto" is the fastest one here, today "xla" on every platform; a name stands for itself.
-    Raises ValueError for an operation or implementation that does not exist, naming those that do.
+    "auto" is "mosaic_gpu" on a GPU of compute capability 9, where there is such a kernel and it takes the arguments,
+    else "xla"; a name stands for itself. refusal: why the kernel cannot take them, "" if it can.
+    Raises ValueError for an operation or implementation that does not exist, naming those that do, and for a kernel
+    that is asked for by name and cannot take its arguments.
     """
     if operation not in _AVAILABLE:
         raise ValueError(f"operation {operation!r} does not exist; use one of {', '.join(sorted(_AVAILABLE))}")
     available = _AVAILABLE[operation]
     if implementation == "auto":
-        return available[0]
+        kernel = "mosaic_gpu" in available and not refusal and _hopper()
+        implementation = "mosaic_gpu" if kernel else "xla"
     if implementation not in available:
         raise ValueError(
             f"implementation {implementation!r} of {operation} does not exist; use one of auto, {', '.join(available)}"
         )
+    if implementation == "mosaic_gpu" and refusal:
+        raise ValueError(f"mosaic_gpu of {operation}: {refusal}; use auto or xla")
+    if (record := _chosen.get()) is not None:
+        record[operation] = implementation
     return implementation
+
+
+def _hopper() -> bool:
+    return jax.default_backend() == "gpu" and str(jax.devices()[0].compute_capability).startswith("9.")
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[dict[str, str]]:
+    """What each operation that is traced within chooses, by name: for the record of a run."""
+    record: dict[str, str] = {}
+    token = _chosen.set(record)
+    try:
+        yield record
+    finally:
+        _chosen.reset(token)

@@ -10,6 +10,8 @@ from workbench_kernels.implementation import resolve
 from workbench_kernels.segments import find_runs
 from workbench_kernels.shapes import require, require_steps, sum_dtype, widest_dtype
 
+CHUNK = 8
+
 
 def selective_scan(
     x: jax.Array,
@@ -23,7 +25,7 @@ def selective_scan(
     segments: jax.Array | None = None,
     initial_segment: jax.Array | None = None,
     *,
-    chunk: int = 8,
+    chunk: int | None = None,
     implementation: str = "auto",
 ) -> tuple[jax.Array, jax.Array]:
     """Mamba's scan: h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t, y_t = (h_t C_t + D x_t) silu(z_t).
@@ -33,11 +35,12 @@ def selective_scan(
     The state is after the last step, so a sequence may be cut anywhere and resumed (state=None: from zero).
     segments [B, T] are document ids: a change of id restarts the state from zero; 0 is padding at a row's end, where
     y is 0 and no time passes. A given state belongs to document initial_segment [B] (None: to the row's first).
-    `chunk` steps are recomputed at a time in the backward pass; T / chunk states are kept for it.
-    Raises ValueError on shapes that do not fit and on an implementation that does not exist.
+    The XLA form computes `chunk` steps (8) again at a time in the backward pass and keeps T / chunk states for it.
+    implementation: "mosaic_gpu" (a kernel for GPUs of compute capability 9; bfloat16 and float32, N up to 256, chunks
+    of its own), "xla", "reference", or "auto" for the first of these that can run here.
+    Raises ValueError on shapes that do not fit and on an implementation that does not exist or cannot take them.
     Source: Gu & Dao 2023, arXiv:2312.00752, algorithm 2.
     """
-    name = resolve("selective_scan", implementation)
     sizes = {}
     require("x", x, ("B", "T", "I"), sizes)
     require_steps("x", x)
@@ -51,20 +54,25 @@ def selective_scan(
         require("z", z, ("B", "T", "I"), sizes)
     if state is not None:
         require("state", state, ("B", "I", "N"), sizes)
-    if chunk < 1:
+    if chunk is not None and chunk < 1:
         raise ValueError(f"chunk is {chunk}; it must be at least 1")
+    name = resolve("selective_scan", implementation, _refusal(x=x, dt=dt, A=A, B=B, C=C))
     runs = find_runs(segments, initial_segment, sizes["B"], sizes["T"])
 
     dtype = sum_dtype(x, dt, A, B, C, state)
-    compute = dtype if name == "xla" else widest_dtype()
+    compute = widest_dtype() if name == "reference" else dtype
     if state is None:
         state = jnp.zeros((sizes["B"], sizes["I"], sizes["N"]), compute)
     if runs is not None:
         dt = jnp.where(runs.real[..., None], dt, 0)
     state = state.astype(compute)
     starts = None if runs is None else runs.starts
-    if name == "xla":
-        y, state = _xla(x, dt, A.astype(compute), B, C, state, starts, chunk)
+    if name == "mosaic_gpu":
+        from workbench_kernels import selective_scan_mosaic_gpu  # here: Pallas is slow to import, and rarely needed
+
+        y, state = selective_scan_mosaic_gpu.selective_scan(x, dt, A, B, C, state, starts)
+    elif name == "xla":
+        y, state = _xla(x, dt, A.astype(compute), B, C, state, starts, chunk or CHUNK)
     else:
         y, state = _reference(*(a.astype(compute) for a in (x, dt, A, B, C)), state, starts)
     if D is not None:
@@ -108,6 +116,15 @@ def selective_scan_step(
         require("z", z, ("B", "I"), sizes)
         y = y * jax.nn.silu(z.astype(dtype))
     return y.astype(x.dtype), state
+
+
+def _refusal(**arrays):
+    """Why the kernel cannot take these arguments, or ""."""
+    for name, array in arrays.items():
+        if array.dtype not in (jnp.bfloat16, jnp.float32):
+            return f"{name} is {array.dtype}, and it takes bfloat16 and float32"
+    states = arrays["A"].shape[1]
+    return f"N is {states}, and it takes at most 256" if states > 256 else ""
 
 
 def _reference(x, dt, A, B, C, state, starts):
