@@ -62,7 +62,7 @@ BOOKS = {
     "full": PhonebookEvaluation(entries=(2, 4, 8, 16, 32, 64), books=256, queries=8),
 }
 TEXT = {scale: TextConfig(packages=DEFAULT_PACKAGES, length=256, batch=4) for scale in SCALES}
-STEPS = {"demo": {"phonebook": 8000, "text": 500}, "full": {"phonebook": 15_000, "text": 3000}}
+STEPS = {"demo": {"phonebook": 6000, "text": 500}, "full": {"phonebook": 15_000, "text": 3000}}
 SEEDS = {"demo": {"phonebook": (3, 4), "text": (3,)}, "full": {"phonebook": (5, 6, 7), "text": (5, 6, 7)}}
 
 # Tuning runs are shorter, for every arm alike, or they would cost more than what they tune.

@@ -14,14 +14,15 @@ _AVAILABLE = {
     "selective_scan": ("mosaic_gpu", "xla", "reference"),
     "ssd": ("xla", "reference"),
 }
+_PROVED: frozenset[str] = frozenset()  # operations whose kernel was run and checked on a GPU; "auto" takes no other
 _chosen: contextvars.ContextVar[dict[str, str] | None] = contextvars.ContextVar("chosen", default=None)
 
 
 def resolve(operation: str, implementation: str = "auto", refusal: str = "") -> str:
     """The name of the implementation that `operation` runs with.
 
-    "auto" is "mosaic_gpu" on a GPU of compute capability 9, where there is such a kernel and it takes the arguments,
-    else "xla"; a name stands for itself. refusal: why the kernel cannot take them, "" if it can.
+    "auto" is "mosaic_gpu" on a GPU of compute capability 9, where there is such a kernel, it was checked on a GPU and
+    takes the arguments, else "xla"; a name stands for itself. refusal: why the kernel cannot take them, "" if it can.
     Raises ValueError for an operation or implementation that does not exist, naming those that do, and for a kernel
     that is asked for by name and cannot take its arguments.
     """
@@ -29,7 +30,7 @@ def resolve(operation: str, implementation: str = "auto", refusal: str = "") -> 
         raise ValueError(f"operation {operation!r} does not exist; use one of {', '.join(sorted(_AVAILABLE))}")
     available = _AVAILABLE[operation]
     if implementation == "auto":
-        kernel = "mosaic_gpu" in available and not refusal and _hopper()
+        kernel = operation in _PROVED and not refusal and _hopper()
         implementation = "mosaic_gpu" if kernel else "xla"
     if implementation not in available:
         raise ValueError(

@@ -41,6 +41,7 @@ class Position:
     loss: float = 0.0  # summed over tokens
     weight: float = 0.0
     gradient_norm: float = 0.0  # summed over steps
+    implementation: dict[str, str] = dataclasses.field(default_factory=dict)  # of each operation of workbench_kernels
 
 
 class Checkpoint(NamedTuple):

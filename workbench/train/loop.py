@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 from tqdm import tqdm
-from workbench_kernels import resolve
+from workbench_kernels import recorded
 
 from workbench.config import RunConfig, to_json
 from workbench.count import count
@@ -31,7 +31,6 @@ from workbench.train.optimizer import optimizer
 from workbench.train.step import make_step
 
 Evaluator = Callable[[Any, str], dict[str, Any]]
-OPERATIONS = ("causal_conv1d", "selective_scan", "ssd")
 
 
 class TrainingFailed(Exception):
@@ -113,7 +112,8 @@ def _train(run, folder, evaluators, progress, tracker, on_step) -> dict[str, Any
             for index, batch in batches:
                 if step is None:
                     bar.set_postfix_str("compiling")
-                    step, compile_seconds = _compiled(run, tree, leaves, batch)
+                    with recorded() as position.implementation:
+                        step, compile_seconds = _compiled(run, tree, leaves, batch)
                     position.compile_seconds += compile_seconds
                     bar.unpause()  # time left is from steps alone
                     begun = time.perf_counter()
@@ -261,7 +261,7 @@ def _record(run: RunConfig, position: Position) -> dict[str, Any]:
         "seconds": position.seconds,
         "compile_seconds": position.compile_seconds,
         "tokens_per_second": position.tokens / position.seconds if position.seconds else None,
-        "implementation": {operation: resolve(operation) for operation in OPERATIONS},
+        "implementation": position.implementation,
         "data": run.data.stream("train").facts(),
         "parents": [],
     }
