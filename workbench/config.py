@@ -74,8 +74,8 @@ class AttentionConfig:
         rotated = int(head_dim * self.rotary)
         if rotated % 2 or (self.rotary and not rotated):
             raise ValueError(
-                f"rotary {self.rotary} of head_dim {head_dim} rotates {rotated} dimensions; it needs an even number "
-                "of at least 2, or rotary=0"
+                f"rotary {self.rotary} of head_dim {head_dim} rotates {rotated}; it needs an "
+                "even number of dimensions, at least 2, or rotary=0"
             )
         return self.heads, kv_heads, head_dim
 
