@@ -1,6 +1,6 @@
 """The GPU kernels without a GPU: interpreted with race detection, and lowered for CUDA on a plain CPU jaxlib.
 
-`make kernels-check` compiles them for an H100 as well; benchmarks/scan_gpu.py runs them on one.
+kernels/compile_check.py compiles them for an H100 as well; benchmarks/scan_gpu.py runs them on one.
 """
 
 import contextlib
