@@ -85,6 +85,40 @@ def selective_scan_kernels(name: str, N: int, packed: bool, held: int | None = N
     }[name]
 
 
+def ssd_kernels(name: str, P: int, N: int) -> tuple[Callable, list]:
+    import jax
+    import jax.numpy as jnp
+    from workbench_kernels import ssd_mosaic_gpu as kernels
+
+    def array(*shape, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    H, groups, chunks = INNER // P, 8, TIME // kernels.CHUNK
+    x, B = array(BATCH, TIME, H, P, dtype=jnp.bfloat16), array(BATCH, TIME, groups, N, dtype=jnp.bfloat16)
+    states, first = array(BATCH, H, chunks, N, P, dtype=jnp.bfloat16), array(BATCH, H, N, P)
+    two, three, four = (array(BATCH, H, chunks, some, kernels.CHUNK) for some in (2, 3, 4))
+    return {
+        "forward": (
+            lambda x, B, rows, h, C, columns: kernels._walk(x, B, rows, h, save=True, queries=C, columns=columns),
+            [x, B, four, first, B, two],
+        ),
+        "forward, no gradient": (
+            lambda x, B, rows, h, C, columns: kernels._walk(x, B, rows, h, queries=C, columns=columns),
+            [x, B, four, first, B, two],
+        ),
+        "carry": (kernels._walk, [x, B, four, first]),
+        "walk back": (
+            lambda dy, C, rows, dh, h: kernels._walk(dy, C, rows, dh, reverse=True, save=True, against=h),
+            [x, B, four, first, states],
+        ),
+        "dC": (kernels._gradients, [B, B, x, x, states, three, two]),
+        "dB and dx": (
+            lambda *arrays: kernels._gradients(*arrays, values_too=True),
+            [B, B, x, x, states, four, two],
+        ),
+    }[name]
+
+
 BUDGETS = {"forward": 96, "forward, no gradient": 96, "carry": 80, "carry back": 80, "backward": 240}
 CASES = [
     Case(
@@ -98,6 +132,14 @@ CASES = [
     for N in (8, 16, 32, 64)
     for packed in (False, True)
     if not packed or N == 16
+]
+SSD_BUDGETS = {
+    "forward": 240, "forward, no gradient": 240, "carry": 136, "walk back": 176, "dC": 208, "dB and dx": 244,
+}  # fmt: skip
+CASES += [
+    Case(f"ssd {name}, P={P}, N={N}", registers, "ssd_kernels", (name, P, N), SHARED if N > 64 else SHARED // 2 - 1024)
+    for name, registers in SSD_BUDGETS.items()
+    for P, N in ((32, 128), (32, 256), (64, 64), (64, 128))
 ]
 CASES += [
     Case(

@@ -12,7 +12,7 @@ Implementation = Literal["auto", "mosaic_gpu", "xla", "reference"]
 _AVAILABLE = {
     "causal_conv1d": ("xla", "reference"),
     "selective_scan": ("mosaic_gpu", "xla", "reference"),
-    "ssd": ("xla", "reference"),
+    "ssd": ("mosaic_gpu", "xla", "reference"),
 }
 _PROVED: frozenset[str] = frozenset()  # operations whose kernel was run and checked on a GPU; "auto" takes no other
 _chosen: contextvars.ContextVar[dict[str, str] | None] = contextvars.ContextVar("chosen", default=None)

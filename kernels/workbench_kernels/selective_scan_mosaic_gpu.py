@@ -16,7 +16,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from workbench_kernels.mosaic import MULTIPROCESSORS, WARPS, load, rows_and_columns, store
+from workbench_kernels.mosaic import WARPS, combine, load, parts_of, rows_and_columns, splits_of, store
 
 CHUNK, HELD = 16, 4  # steps between saved states, and steps whose states are held in registers
 MOST_STATES = 64  # a kernel's; more are cut into pieces
@@ -34,7 +34,7 @@ def selective_scan(x, dt, A, B, C, state, starts):
         return sum(y for y, _ in parts).astype(x.dtype), jnp.concatenate([h for _, h in parts], axis=-1)
     N = max(8, 1 << (A.shape[1] - 1).bit_length())
     channels = WARPS * rows_and_columns(N)[0]
-    splits = _splits(batch * -(-inner // channels), time)
+    splits = splits_of(batch * -(-inner // channels), time, CHUNK, 8)
     extra_inner, extra_N = -inner % channels, N - A.shape[1]
     extra_time = -time % (splits * CHUNK) if splits > 1 else 0  # without splits TMA reads zeros past the end
 
@@ -49,14 +49,6 @@ def selective_scan(x, dt, A, B, C, state, starts):
     x, dt = (pad(a, "B", "T", "I") for a in (x, dt))
     y, last = _scan(splits, x, dt, pad(A.astype(F32), "I", "N"), B, C, pad(state.astype(F32), "B", "I", "N"), starts)
     return y[:, :time, :inner], last[:, :inner, : A.shape[1]]
-
-
-def _splits(blocks: int, time: int) -> int:
-    """Into how many parts time is cut so that small batches fill the chip; each part's end is then computed twice."""
-    splits = 1
-    while splits * blocks < MULTIPROCESSORS and time // (2 * splits) >= 8 * CHUNK:
-        splits *= 2
-    return splits
 
 
 # ---- whole sequences from kernels: parts of time, and gradients
@@ -78,12 +70,12 @@ def _scan_backward(splits, kept, cotangents):
     dy, dlast = cotangents
     batch, time, inner = x.shape
     dy, dlast = dy.astype(x.dtype), dlast.astype(F32)
-    parts = functools.partial(_parts, splits)
+    parts = functools.partial(parts_of, splits)
     xs, dts, dys, Bs, Cs, resets = (parts(a) for a in (x, dt, dy, B, C, starts))
     ends = dlast
     if splits > 1:
         carried = _carry(dys, dts, A, Cs, resets, reverse=True)
-        ends = _combine(_decays(splits, dts, A, resets), carried, dlast, splits, reverse=True)
+        ends = combine(_decays(splits, dts, A, resets), carried, dlast, splits, reverse=True)
     dx, ddt, dA, dB, dC, dstate = _backward(xs, dts, A, Bs, Cs, resets, saved, dys, ends)
     first = dstate.reshape(batch, splits, *dstate.shape[1:])[:, 0]
     dx, ddt = (a.reshape(batch, time, inner) for a in (dx, ddt))
@@ -95,36 +87,19 @@ _scan.defvjp(_scan_forward, _scan_backward)
 
 def _whole(splits, x, dt, A, B, C, state, starts, save):
     batch, time, inner = x.shape
-    xs, dts, Bs, Cs, resets = (_parts(splits, a) for a in (x, dt, B, C, starts))
+    xs, dts, Bs, Cs, resets = (parts_of(splits, a) for a in (x, dt, B, C, starts))
     if splits > 1:
         carried = _carry(xs, dts, A, Bs, resets, reverse=False)
-        state = _combine(_decays(splits, dts, A, resets), carried, state, splits, reverse=False)
+        state = combine(_decays(splits, dts, A, resets), carried, state, splits, reverse=False)
     y, last, saved = _forward(xs, dts, A, Bs, Cs, state, resets, save)
     last = last.reshape(batch, splits, *last.shape[1:])[:, -1]
     return y.reshape(batch, time, inner), last, saved
-
-
-def _parts(splits, a):
-    """[B, T, ...] as [B splits, T / splits, ...]."""
-    return None if a is None else a.reshape(a.shape[0] * splits, a.shape[1] // splits, *a.shape[2:])
 
 
 def _decays(splits, dt, A, starts):
     """How much of a state at a part's start is left at its end."""
     decay = jnp.exp(jnp.sum(dt.astype(F32), axis=1)[..., None] * A[None])
     return decay if starts is None else decay * jnp.all(starts[..., :1] == 0, axis=1)[..., None]
-
-
-def _combine(decays, carried, edge, splits, reverse):
-    """The state that each part starts with, or in reverse the gradient that each part's end gets from the next."""
-    by_part = [a.reshape(-1, splits, *a.shape[1:]).swapaxes(0, 1) for a in (decays, carried)]
-
-    def step(state, part):
-        decay, own = part
-        return decay * state + own, state
-
-    _, found = lax.scan(step, edge, tuple(by_part), reverse=reverse)
-    return found.swapaxes(0, 1).reshape(-1, *edge.shape[1:])
 
 
 # ---- kernels: [parts, T, I], I a multiple of a block's channels

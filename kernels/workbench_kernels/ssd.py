@@ -33,12 +33,14 @@ def ssd(
     The state is after the last step, so a sequence may be cut anywhere and resumed (state=None: from zero).
     segments [B, T] are document ids: a change of id restarts the state from zero; 0 is padding at a row's end, where
     y is 0 and no time passes. A given state belongs to document initial_segment [B] (None: to the row's first).
-    `chunk` steps are one matrix product, made again in the backward pass; T / chunk states are kept for it.
-    Products follow jax_default_matmul_precision.
-    Raises ValueError on shapes that do not fit (H is a multiple of G) and on an implementation that does not exist.
+    In the XLA form `chunk` steps are one matrix product, made again in the backward pass, for which T / chunk states
+    are kept; products follow jax_default_matmul_precision.
+    implementation: "mosaic_gpu" (a kernel for GPUs of compute capability 9; x, B and C in bfloat16, N up to 256,
+    chunks of its own), "xla", "reference", or "auto" for the first of these that can run here.
+    Raises ValueError on shapes that do not fit (H is a multiple of G) and on an implementation that does not exist or
+    cannot take them.
     Source: Dao & Gu 2024, arXiv:2405.21060, section 6.
     """
-    name = resolve("ssd", implementation)
     sizes = {}
     require("x", x, ("B", "T", "H", "P"), sizes)
     require_steps("x", x)
@@ -53,20 +55,25 @@ def ssd(
     _require_whole_groups(sizes)
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; it must be at least 1")
+    name = resolve("ssd", implementation, _refusal(x=x, dt=dt, A=A, B=B, C=C))
     runs = find_runs(segments, initial_segment, sizes["B"], sizes["T"])
 
     dtype = sum_dtype(x, dt, A, B, C, state)
-    compute = dtype if name == "xla" else widest_dtype()
+    compute = widest_dtype() if name == "reference" else dtype
     if state is None:
         state = jnp.zeros(tuple(sizes[a] for a in "BHPN"), compute)
     if runs is not None:
         dt = jnp.where(runs.real[..., None], dt, 0)
     state = state.astype(compute)
-    if name == "xla":
+    starts = None if runs is None else runs.starts
+    if name == "mosaic_gpu":
+        from workbench_kernels import ssd_mosaic_gpu  # here: Pallas is slow to import, and rarely needed
+
+        y, state = ssd_mosaic_gpu.ssd(x, dt, A, B, C, state, starts)
+    elif name == "xla":
         number = None if runs is None else runs.number
         y, state = _xla(x, dt, A.astype(compute), B, C, state, number, chunk)
     else:
-        starts = None if runs is None else runs.starts
         y, state = _reference(*(a.astype(compute) for a in (x, dt, A, B, C)), state, starts)
     if D is not None:
         y = y + D.astype(compute)[None, None, :, None] * x.astype(compute)
@@ -107,6 +114,15 @@ def ssd_step(
         require("D", D, ("H",), sizes)
         y = y + D.astype(dtype)[None, :, None] * wide
     return y.astype(x.dtype), state
+
+
+def _refusal(**arrays):
+    """Why the kernel cannot take these arguments, or ""."""
+    for name, array in arrays.items():
+        taken = ("bfloat16",) if name in ("x", "B", "C") else ("bfloat16", "float32")
+        if array.dtype.name not in taken:
+            return f"{name} is {array.dtype}, and it takes {' and '.join(taken)}"
+    return f"N is {arrays['B'].shape[3]}, and it takes at most 256" if arrays["B"].shape[3] > 256 else ""
 
 
 def _require_whole_groups(sizes):

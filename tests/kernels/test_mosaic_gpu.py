@@ -4,6 +4,7 @@ kernels/compile_check.py compiles them for an H100 as well; benchmarks/scan_gpu.
 """
 
 import contextlib
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,16 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from workbench_kernels import implementation, recorded, resolve, selective_scan, selective_scan_mosaic_gpu
+from workbench_kernels import (
+    implementation,
+    recorded,
+    resolve,
+    selective_scan,
+    selective_scan_mosaic_gpu,
+    ssd,
+    ssd_mosaic_gpu,
+)
+from workbench_kernels.mosaic import splits_of
 
 
 @contextlib.contextmanager
@@ -25,38 +35,40 @@ def interpreted():
         assert not interpret_pallas_call.get_races().races_found
 
 
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng([seed, *shape]).standard_normal(shape), jnp.float32)
+
+
 def inputs(batch, time, inner, N, dtype):
-    rng = np.random.default_rng(0)
-
-    def normal(*shape):
-        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
-
-    x, dt = normal(batch, time, inner).astype(dtype), jax.nn.softplus(normal(batch, time, inner) - 2)
-    B, C = normal(batch, time, N), normal(batch, time, N)
+    x, dt = normal(batch, time, inner).astype(dtype), jax.nn.softplus(normal(batch, time, inner, seed=1) - 2)
+    B, C = normal(batch, time, N, seed=2), normal(batch, time, N, seed=3)
     return x, dt, -jnp.exp(normal(inner, N)), B, C, normal(batch, inner, N)
 
 
-def outcome(name, arguments, segments):
+def inputs_of_heads(batch, time, H, P, G, N, dtype):
+    x, dt = normal(batch, time, H, P), jax.nn.softplus(normal(batch, time, H) - 2)
+    B, C = normal(batch, time, G, N, seed=2) / N**0.5, normal(batch, time, G, N, seed=3)
+    return x.astype(dtype), dt, -jnp.exp(normal(H)), B.astype(dtype), C.astype(dtype), normal(batch, H, P, N)
+
+
+def outcome(scan, name, arguments, segments):
     """Gradients of a random weighting of outputs and last state in every input, and both."""
-    weigh = np.random.default_rng(1)
-    shapes = arguments[0].shape, arguments[-1].shape
-    of_y, of_last = (jnp.asarray(weigh.standard_normal(shape), jnp.float32) for shape in shapes)
+    of_y, of_last = (normal(*arguments[i].shape, seed=4) for i in (0, -1))
 
     def loss(x, dt, A, B, C, state):
-        y, last = selective_scan(x, dt, A, B, C, state=state, segments=segments, implementation=name)
+        y, last = scan(x, dt, A, B, C, state=state, segments=segments, implementation=name)
         return jnp.sum(y.astype(jnp.float32) * of_y) + jnp.sum(last * of_last), (y, last)
 
     return jax.grad(loss, argnums=tuple(range(6)), has_aux=True)(*arguments)
 
 
-def assert_agree(arguments, segments):
+def assert_agree(scan, arguments, segments, precision=1e-5):
+    """float32 sums of at most a few hundred terms, or as said; y and dx in bfloat16 are rounded once, to eight bits."""
     with interpreted():
-        got = outcome("mosaic_gpu", arguments, segments)
-    want = outcome("reference", arguments, segments)
-    half = arguments[0].dtype == jnp.bfloat16
+        got = outcome(scan, "mosaic_gpu", arguments, segments)
+    want = outcome(scan, "reference", arguments, segments)
     for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        # float32 sums of at most a few hundred terms; y and dx in bfloat16 are rounded once, to eight bits
-        tolerance = 2**-8 if half and g.dtype == jnp.bfloat16 else 1e-5
+        tolerance = max(precision, 2**-8 if g.dtype == jnp.bfloat16 else 0)
         g, w = np.asarray(g, np.float64), np.asarray(w, np.float64)
         np.testing.assert_allclose(g, w, rtol=0, atol=tolerance * max(1, np.abs(w).max()))
 
@@ -70,7 +82,7 @@ def packed(batch, time):
 
 def test_the_scan_and_its_gradients_agree_with_the_reference():
     """A length that ends within a chunk, channels that fill no block, states that fill no layout."""
-    assert_agree(inputs(1, 21, 100, 12, jnp.float32), packed(1, 21))
+    assert_agree(selective_scan, inputs(1, 21, 100, 12, jnp.float32), packed(1, 21))
 
 
 @pytest.mark.slow
@@ -78,14 +90,57 @@ def test_the_scan_and_its_gradients_agree_with_the_reference():
 @pytest.mark.parametrize(("time", "splits"), [(1, 1), (33, 1), (48, 2)])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_it_agrees_at_every_size_packed_and_in_parts_of_time(monkeypatch, N, time, splits, dtype):
-    monkeypatch.setattr(selective_scan_mosaic_gpu, "_splits", lambda blocks, time: splits)
-    assert_agree(inputs(1, time, 40, N, dtype), packed(1, time) if time == 48 else None)
+    monkeypatch.setattr(selective_scan_mosaic_gpu, "splits_of", lambda *sizes: splits)
+    assert_agree(selective_scan, inputs(1, time, 40, N, dtype), packed(1, time) if time == 48 else None)
+
+
+@pytest.fixture
+def products_in_float32(monkeypatch):
+    """The interpreter has no tensor cores: it multiplies what it reads; and nothing is rounded to bfloat16 on the way.
+
+    So only rounding differs from what a GPU does, and the algorithm can be held to float32.
+    """
+
+    def product(left, right, onto=None):
+        found = jnp.dot(left[...], right[...], precision="highest")
+        return found if onto is None else onto + found
+
+    monkeypatch.setattr(ssd_mosaic_gpu, "_product", product)
+    monkeypatch.setattr(ssd_mosaic_gpu, "BF16", jnp.float32)
+    monkeypatch.setattr(importlib.import_module("workbench_kernels.ssd"), "_refusal", lambda **arrays: "")
+
+
+def test_ssd_and_its_gradients_agree_with_the_reference(products_in_float32):
+    """A length that ends within a chunk, states and heads that fill no product, two heads a group."""
+    assert_agree(ssd, inputs_of_heads(1, 70, 2, 20, 1, 12, jnp.float32), packed(1, 70))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("H", "P", "G", "N"), [(1, 32, 1, 16), (4, 64, 2, 64), (1, 128, 1, 128), (2, 64, 1, 256)])
+@pytest.mark.parametrize(("time", "splits"), [(1, 1), (130, 1), (128, 2)])
+def test_ssd_agrees_at_every_size_packed_and_in_parts_of_time(
+    products_in_float32, monkeypatch, H, P, G, N, time, splits
+):
+    monkeypatch.setattr(ssd_mosaic_gpu, "splits_of", lambda *sizes: splits)
+    assert_agree(ssd, inputs_of_heads(1, time, H, P, G, N, jnp.float32), packed(1, time) if time == 128 else None)
+
+
+@pytest.mark.slow
+def test_ssd_in_bfloat16_is_as_good_as_its_digits(products_in_float32, monkeypatch):
+    """Weights, inputs and states are rounded to eight bits before a product; sums of them are not."""
+
+    def product(left, right, onto=None):
+        found = jnp.dot(left[...], right[...], preferred_element_type=jnp.float32)
+        return found if onto is None else onto + found
+
+    monkeypatch.setattr(ssd_mosaic_gpu, "_product", product)
+    monkeypatch.setattr(ssd_mosaic_gpu, "BF16", jnp.bfloat16)
+    assert_agree(ssd, inputs_of_heads(1, 100, 2, 32, 1, 32, jnp.bfloat16), None, precision=2**-7)
 
 
 def test_small_batches_are_cut_in_time_and_large_ones_are_not():
-    splits = selective_scan_mosaic_gpu._splits
-    assert splits(64, 4096) == 4 and splits(512, 4096) == 1 and splits(1, 100) == 1
-    assert splits(1, 1 << 20) == 256
+    for blocks, time, splits in ((64, 4096, 4), (512, 4096, 1), (1, 100, 1), (1, 1 << 20, 256)):
+        assert splits_of(blocks, time, chunk=16, least=8) == splits
 
 
 def test_a_race_is_found():
@@ -111,20 +166,29 @@ def test_a_race_is_found():
         jax.block_until_ready(run())
 
 
-@pytest.mark.parametrize("N", [4, 16, 128])
-def test_it_lowers_for_cuda_without_a_gpu(N):
-    x, dt, A, B, C, state = (jax.ShapeDtypeStruct(a.shape, a.dtype) for a in inputs(2, 100, 256, N, jnp.bfloat16))
-    segments = jax.ShapeDtypeStruct((2, 100), jnp.int32)
+def lower_for_cuda(scan, arguments):
+    """The program of outputs and gradients, packed, with kernels: on a CPU jaxlib."""
+    arguments = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arguments]
+    segments = jax.ShapeDtypeStruct(arguments[0].shape[:2], jnp.int32)
     target = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
-
-    def gradient(x, dt, A, B, C, state, segments):
-        arguments = (x, dt, A, B, C, state)
-        return outcome("mosaic_gpu", arguments, segments)
-
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=target)):
-        traced = jax.jit(gradient).trace(x, dt, A, B, C, state, segments)
-        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+        traced = jax.jit(lambda *a: outcome(scan, "mosaic_gpu", a[:-1], a[-1])).trace(*arguments, segments)
+        return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize("N", [4, 16, 128])
+def test_the_selective_scan_lowers_for_cuda_without_a_gpu(N):
+    text = lower_for_cuda(selective_scan, inputs(2, 100, 256, N, jnp.bfloat16))
     assert text.count("mosaic_gpu") >= 2  # forward and backward
+
+
+@pytest.mark.parametrize(
+    ("P", "N"),
+    [(64, 64), *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in [(32, 16), (128, 128), (64, 256)])],
+)
+def test_ssd_lowers_for_cuda_without_a_gpu(P, N):
+    text = lower_for_cuda(ssd, inputs_of_heads(2, 100, 4, P, 2, N, jnp.bfloat16))
+    assert text.count("mosaic_gpu") >= 4  # forward; and the walk back, dC, and dB with dx
 
 
 def test_a_kernel_that_cannot_take_its_arguments_is_refused_by_name_and_passed_over_by_auto(x64):
@@ -134,9 +198,12 @@ def test_a_kernel_that_cannot_take_its_arguments_is_refused_by_name_and_passed_o
     wide = jnp.zeros((8, 300), jnp.float32), jnp.zeros((1, 5, 300), jnp.float32)
     with pytest.raises(ValueError, match="N is 300, and it takes at most 256; use auto or xla"):
         selective_scan(x, dt, wide[0], wide[1], wide[1], implementation="mosaic_gpu")
+    x, dt, A, B, C, _ = inputs_of_heads(1, 5, 2, 4, 1, 4, jnp.float32)
+    with pytest.raises(ValueError, match="mosaic_gpu of ssd: x is float32, and it takes bfloat16"):
+        ssd(x, dt, A, B, C, implementation="mosaic_gpu")
     with recorded() as chosen:
-        selective_scan(x, dt, A, B, C)
-    assert chosen == {"selective_scan": "xla"}
+        ssd(x, dt, A, B, C)
+    assert chosen == {"ssd": "xla"}
 
 
 def test_auto_is_the_kernel_on_the_gpus_that_it_is_for(monkeypatch):
