@@ -7,12 +7,13 @@ EXPORT := --quiet --locked --no-header --no-annotate --no-emit-workspace
 PYTEST := python -m pytest -n $(JOBS) --dist loadfile
 RECORD := benchmarks/results/test-all.json
 
-.PHONY: help setup demo test test-all lab lint lock clean
+.PHONY: help setup demo test test-all kernels-check lab lint lock clean
 
 help:
 	@echo 'make demo       train and compare four architectures; ends with runs/phonebook/report.html'
 	@echo 'make test       the tests, one case of everything (JOBS=2 processes)'
 	@echo 'make test-all   every test, and the normal ones again with the oldest JAX; writes $(RECORD)'
+	@echo 'make kernels-check  compile the GPU kernels for an H100, without one, and hold them to their budgets'
 	@echo 'make lab        JupyterLab at notebooks/start.ipynb'
 	@echo 'make lint       formatting, lint, and no outputs in notebooks'
 	@echo 'make setup      only set up (CUDA=13: for NVIDIA GPUs; PYTHON=...: with this Python >= 3.12)'
@@ -33,6 +34,16 @@ test-all: setup
 	rm -f $(RECORD)
 	$(BIN)/$(PYTEST) --record $(RECORD)
 	.venv-minimum/bin/$(PYTEST) -m 'not slow' --record $(RECORD)
+	$(MAKE) kernels-check
+
+# The environment of its own, about 1 GB, holds what exists for Linux alone.
+kernels-check:
+ifeq ($(shell uname),Linux)
+	./setup.sh sm90a
+	.venv-sm90a/bin/python kernels/compile_check.py --json benchmarks/results/kernels_sm90a.json
+else
+	@echo 'kernels-check needs Linux: left out'
+endif
 
 lab: setup
 	$(BIN)/jupyter lab notebooks/start.ipynb
@@ -52,6 +63,7 @@ lock: setup
 	$(UV) lock --quiet
 	$(call export,the newest versions that pyproject.toml allows,requirements.lock)
 	$(call export,what \`make setup CUDA=13\` adds to requirements.lock,requirements-cuda13.lock,--only-group cuda13)
+	$(call export,what \`make kernels-check\` compiles the GPU kernels with,requirements-sm90a.lock,--only-group sm90a)
 	$(UV) lock --quiet --upgrade-package jax==$(MINIMUM_JAX) --upgrade-package jaxlib==$(MINIMUM_JAX)
 	$(call export,requirements.lock with the oldest JAX for \`make test-all\`,requirements-minimum.lock)
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes .venv from requirements.lock (./setup.sh minimum: .venv-minimum from requirements-minimum.lock).
+# Makes .venv from requirements.lock; ./setup.sh minimum: .venv-minimum from requirements-minimum.lock, and so sm90a.
 # An environment that is up to date is left alone; any other, half-made or outdated, is made anew.
 #
 # PYTHON=/path/to/python names the interpreter. CUDA=13 adds JAX's CUDA plugin and is remembered; CUDA= drops it.
@@ -16,7 +16,7 @@ name=${1:-}
 venv=.venv${name:+-$name}
 lock=requirements${name:+-$name}.lock
 cuda_lock=
-[ -f "$lock" ] || stop "there is no $lock; run ./setup.sh or ./setup.sh minimum"
+[ -f "$lock" ] || stop "there is no $lock; run ./setup.sh, ./setup.sh minimum or ./setup.sh sm90a"
 
 if [ -z "$name" ]; then
     case ${CUDA-unsaid} in

@@ -1,9 +1,10 @@
 """Compiles every kernel for an H100 (sm_90a) at research sizes, on a machine without one, and holds it to budgets.
 
-    python kernels/compile_check.py [--json FILE] [--only WORD]
+    make kernels-check
+    .venv-sm90a/bin/python kernels/compile_check.py [--json FILE] [--only WORD]
 
 It needs workbench-kernels, and jax, jax-cuda13-plugin and jax-cuda13-pjrt of one version, in an environment of their
-own, and a ptxas on PATH or from the nvidia-cuda-nvcc package.
+own (requirements-sm90a.lock), and a ptxas on PATH or from the nvidia-cuda-nvcc package.
 
 Registers and spills are ptxas' own report; shared memory is what the kernel asks for. A last case is known to spill and
 must be refused, or the check has gone blind. Nothing is run: this says that the code exists and fits, not that it is

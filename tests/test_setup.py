@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-LOCKS = ["requirements.lock", "requirements-minimum.lock", "requirements-cuda13.lock"]
+LOCKS = ["requirements.lock", "requirements-minimum.lock", "requirements-cuda13.lock", "requirements-sm90a.lock"]
 
 
 @pytest.fixture
@@ -58,7 +58,9 @@ def test_the_locks_hold_both_ends_of_the_jax_range(root, project):
     newest, oldest = (locked(root / name)["jax"] for name in LOCKS[:2])
     assert oldest == lowest == re.search(r"^MINIMUM_JAX := (\S+)", (root / "Makefile").read_text(), re.MULTILINE)[1]
     assert newest in jax and newest in SpecifierSet(f">{oldest}")
-    assert locked(root / "requirements-cuda13.lock")["jax-cuda13-plugin"] == newest
+    for name in LOCKS[2:]:
+        assert locked(root / name)["jax-cuda13-plugin"] == newest
+    assert locked(root / "requirements-sm90a.lock")["jax"] == newest
 
 
 def test_the_minimum_lock_differs_in_jax_alone(root):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from workbench_kernels.chunks import chunk_of, even_chunk, pad_time, put_chunk
 from workbench_kernels.implementation import resolve
+from workbench_kernels.mesh import on_each_device
 from workbench_kernels.segments import find_runs
 from workbench_kernels.shapes import require, require_steps, sum_dtype, widest_dtype
 
@@ -70,7 +71,8 @@ def selective_scan(
     if name == "mosaic_gpu":
         from workbench_kernels import selective_scan_mosaic_gpu  # here: Pallas is slow to import, and rarely needed
 
-        y, state = selective_scan_mosaic_gpu.selective_scan(x, dt, A, B, C, state, starts)
+        arguments, axes = (x, dt, A, B, C, state, starts), ("BTI", "BTI", "IN", "BTN", "BTN", "BIN", "BT")
+        y, state = on_each_device(selective_scan_mosaic_gpu.selective_scan, arguments, axes, ("BTI", "BIN"))
     elif name == "xla":
         y, state = _xla(x, dt, A.astype(compute), B, C, state, starts, chunk or CHUNK)
     else:

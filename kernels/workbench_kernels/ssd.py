@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from workbench_kernels.chunks import chunk_of, even_chunk, pad_time, put_chunk
 from workbench_kernels.implementation import resolve
+from workbench_kernels.mesh import on_each_device
 from workbench_kernels.segments import find_runs
 from workbench_kernels.shapes import require, require_steps, sum_dtype, widest_dtype
 
@@ -69,7 +70,8 @@ def ssd(
     if name == "mosaic_gpu":
         from workbench_kernels import ssd_mosaic_gpu  # here: Pallas is slow to import, and rarely needed
 
-        y, state = ssd_mosaic_gpu.ssd(x, dt, A, B, C, state, starts)
+        arguments, axes = (x, dt, A, B, C, state, starts), ("BTHP", "BTH", "H", "BTGN", "BTGN", "BHPN", "BT")
+        y, state = on_each_device(ssd_mosaic_gpu.ssd, arguments, axes, ("BTHP", "BHPN"))
     elif name == "xla":
         number = None if runs is None else runs.number
         y, state = _xla(x, dt, A.astype(compute), B, C, state, number, chunk)

@@ -94,23 +94,24 @@ def test_it_agrees_at_every_size_packed_and_in_parts_of_time(monkeypatch, N, tim
     assert_agree(selective_scan, inputs(1, time, 40, N, dtype), packed(1, time) if time == 48 else None)
 
 
+def interpreted_product(left, right, onto=None):
+    """The interpreter has no tensor cores that read registers or add to them: it multiplies what it loads."""
+    found = jnp.dot(left[...], right[...], precision="highest", preferred_element_type=jnp.float32)
+    if onto is None:
+        return found
+    plgpu.commit_smem()  # a load must be seen before a copy overwrites what it read; tensor cores have read by now
+    return onto + found
+
+
 @pytest.fixture
-def products_in_float32(monkeypatch):
-    """The interpreter has no tensor cores: it multiplies what it reads; and nothing is rounded to bfloat16 on the way.
-
-    So only rounding differs from what a GPU does, and the algorithm can be held to float32.
-    """
-
-    def product(left, right, onto=None):
-        found = jnp.dot(left[...], right[...], precision="highest")
-        return found if onto is None else onto + found
-
-    monkeypatch.setattr(ssd_mosaic_gpu, "_product", product)
+def in_float32(monkeypatch):
+    """SSD with nothing rounded to bfloat16 on its way, so that its algorithm can be held to float32."""
+    monkeypatch.setattr(ssd_mosaic_gpu, "_product", interpreted_product)
     monkeypatch.setattr(ssd_mosaic_gpu, "BF16", jnp.float32)
     monkeypatch.setattr(importlib.import_module("workbench_kernels.ssd"), "_refusal", lambda **arrays: "")
 
 
-def test_ssd_and_its_gradients_agree_with_the_reference(products_in_float32):
+def test_ssd_and_its_gradients_agree_with_the_reference(in_float32):
     """A length that ends within a chunk, states and heads that fill no product, two heads a group."""
     assert_agree(ssd, inputs_of_heads(1, 70, 2, 20, 1, 12, jnp.float32), packed(1, 70))
 
@@ -118,23 +119,15 @@ def test_ssd_and_its_gradients_agree_with_the_reference(products_in_float32):
 @pytest.mark.slow
 @pytest.mark.parametrize(("H", "P", "G", "N"), [(1, 32, 1, 16), (4, 64, 2, 64), (1, 128, 1, 128), (2, 64, 1, 256)])
 @pytest.mark.parametrize(("time", "splits"), [(1, 1), (130, 1), (128, 2)])
-def test_ssd_agrees_at_every_size_packed_and_in_parts_of_time(
-    products_in_float32, monkeypatch, H, P, G, N, time, splits
-):
+def test_ssd_agrees_at_every_size_packed_and_in_parts_of_time(in_float32, monkeypatch, H, P, G, N, time, splits):
     monkeypatch.setattr(ssd_mosaic_gpu, "splits_of", lambda *sizes: splits)
     assert_agree(ssd, inputs_of_heads(1, time, H, P, G, N, jnp.float32), packed(1, time) if time == 128 else None)
 
 
 @pytest.mark.slow
-def test_ssd_in_bfloat16_is_as_good_as_its_digits(products_in_float32, monkeypatch):
+def test_ssd_in_bfloat16_is_as_good_as_its_digits(monkeypatch):
     """Weights, inputs and states are rounded to eight bits before a product; sums of them are not."""
-
-    def product(left, right, onto=None):
-        found = jnp.dot(left[...], right[...], preferred_element_type=jnp.float32)
-        return found if onto is None else onto + found
-
-    monkeypatch.setattr(ssd_mosaic_gpu, "_product", product)
-    monkeypatch.setattr(ssd_mosaic_gpu, "BF16", jnp.bfloat16)
+    monkeypatch.setattr(ssd_mosaic_gpu, "_product", interpreted_product)
     assert_agree(ssd, inputs_of_heads(1, 100, 2, 32, 1, 32, jnp.bfloat16), None, precision=2**-7)
 
 
