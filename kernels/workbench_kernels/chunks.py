@@ -16,15 +16,15 @@ def even_chunk(time: int, chunk: int) -> int:
     return -(-time // chunks)
 
 
-def pad_time(array: jax.Array, chunk: int, mode: str = "constant") -> jax.Array:
-    """Lengthens axis 1 to whole chunks, with zeros or (mode="edge") the last value."""
+def pad_time(array: jax.Array, chunk: int) -> jax.Array:
+    """Lengthens axis 1 to whole chunks, with zeros."""
     padding = -array.shape[1] % chunk
-    return jnp.pad(array, [(0, 0), (0, padding)] + [(0, 0)] * (array.ndim - 2), mode=mode) if padding else array
+    return jnp.pad(array, [(0, 0), (0, padding)] + [(0, 0)] * (array.ndim - 2)) if padding else array
 
 
-def chunk_of(arrays: Sequence[jax.Array], chunk: int, index: jax.Array) -> list[jax.Array]:
-    """Chunk `index` of each array."""
-    return [jax.lax.dynamic_slice_in_dim(a, index * chunk, chunk, axis=1) for a in arrays]
+def chunk_of(arrays: Sequence[jax.Array | None], chunk: int, index: jax.Array) -> list[jax.Array | None]:
+    """Chunk `index` of each array, None of None."""
+    return [None if a is None else jax.lax.dynamic_slice_in_dim(a, index * chunk, chunk, axis=1) for a in arrays]
 
 
 def put_chunk(array: jax.Array, steps: jax.Array, index: jax.Array) -> jax.Array:

@@ -155,7 +155,7 @@ def _xla(x, dt, A, B, C, state, starts, chunk):
 def _steps_of(arrays, starts, chunk, index, dtype):
     """The steps of a chunk one by one, in `dtype`, each with where it starts from zero (or None)."""
     arrays = [a.astype(dtype) for a in chunk_of(arrays, chunk, index)]
-    starts = None if starts is None else chunk_of([starts], chunk, index)[0]
+    (starts,) = chunk_of([starts], chunk, index)
     for t in range(chunk):
         yield *(a[:, t] for a in arrays), None if starts is None else starts[:, t, None, None]
 

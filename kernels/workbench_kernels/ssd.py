@@ -11,6 +11,8 @@ from workbench_kernels.mesh import on_each_device
 from workbench_kernels.segments import find_runs
 from workbench_kernels.shapes import require, require_steps, sum_dtype, widest_dtype
 
+RESTART = -256  # log of the decay with which a document starts: exp of it is 0 in float32, 7e-112 in float64
+
 
 def ssd(
     x: jax.Array,
@@ -73,8 +75,7 @@ def ssd(
         arguments, axes = (x, dt, A, B, C, state, starts), ("BTHP", "BTH", "H", "BTGN", "BTGN", "BHPN", "BT")
         y, state = on_each_device(ssd_mosaic_gpu.ssd, arguments, axes, ("BTHP", "BHPN"))
     elif name == "xla":
-        number = None if runs is None else runs.number
-        y, state = _xla(x, dt, A.astype(compute), B, C, state, number, chunk)
+        y, state = _xla(x, dt, A.astype(compute), B, C, state, starts, chunk)
     else:
         y, state = _reference(*(a.astype(compute) for a in (x, dt, A, B, C)), state, starts)
     if D is not None:
@@ -148,14 +149,7 @@ def _reference(x, dt, A, B, C, state, starts):
     return jnp.moveaxis(y, 0, 1), state
 
 
-def _masked_exp(exponent, mask):
-    """exp where mask, else 0; masked before the exponential too, so that no gradient meets an infinity."""
-    if mask is None:
-        return jnp.exp(exponent)
-    return jnp.where(mask, jnp.exp(jnp.where(mask, exponent, 0)), 0)
-
-
-def _xla(x, dt, A, B, C, state, number, chunk):
+def _xla(x, dt, A, B, C, state, starts, chunk):
     """The chunked form: T is padded to whole chunks with dt = 0, for which no time passes.
 
     States are laid out [B, G, N, K, P], K heads a group, so that products with B and C need no transposition.
@@ -164,10 +158,9 @@ def _xla(x, dt, A, B, C, state, number, chunk):
     G, N = B.shape[2:]
     chunk = even_chunk(time, chunk)
     x, dt, B, C = (pad_time(a, chunk) for a in (x, dt, B, C))
-    if number is not None:  # one more in front: the run of the state that a chunk starts with
-        number = jnp.pad(pad_time(number, chunk, "edge"), [(0, 0), (1, 0)])
+    starts = None if starts is None else pad_time(starts, chunk)
     h = state.reshape(batch, G, H // G, P, N).transpose(0, 1, 4, 2, 3)
-    y, h = _scan(chunk, x, dt, A, B, C, h, number)
+    y, h = _scan(chunk, x, dt, A, B, C, h, starts)
     return y[:, :time], h.transpose(0, 1, 3, 4, 2).reshape(batch, H, P, N)
 
 
@@ -175,25 +168,18 @@ def _xla(x, dt, A, B, C, state, number, chunk):
 # computed again in the backward pass, 65 ms and 17 MiB; all chunks at once under autodiff 190 ms and 47 MiB.
 
 
-def _numbers_of(number, chunk, index):
-    return None if number is None else jax.lax.dynamic_slice_in_dim(number, index * chunk, chunk + 1, axis=1)
-
-
-def _one_chunk(h, x, dt, A, B, C, number):
-    """y of one chunk and the state after it; `number` [B, 1 + Q] holds the runs of the state and of each step."""
+def _one_chunk(h, x, dt, A, B, C, starts):
+    """y of one chunk and the state after it."""
     x, dt, B, C = (a.astype(h.dtype) for a in (x, dt, B, C))
     batch, steps, _, P = x.shape
     G, K = h.shape[1], h.shape[3]
-    mask, carried, kept = jnp.tril(jnp.ones((1, 1, steps, steps), bool)), None, None
-    if number is not None:
-        run = number[:, None, 1:]
-        mask = mask & (run[..., :, None] == run[..., None, :])
-        carried = run == number[:, None, :1]
-        kept = run == run[..., -1:]
-    whole, rest = _exact_sums(dt * A[None, None])
-    between = _masked_exp(_differences(whole, rest), mask)
-    since = _masked_exp(whole + rest, carried)
-    until = _masked_exp((whole[..., -1:] - whole) + (rest[..., -1:] - rest), kept)
+    whole, rest = _exact_sums(dt * A[None, None], starts)
+    later = jnp.tril(jnp.ones((1, 1, steps, steps), bool))
+    between = _differences(whole, rest)
+    # masked before the exponential too, so that no gradient meets an infinity
+    between = jnp.where(later, jnp.exp(jnp.where(later, between, 0)), 0)
+    since = jnp.exp(whole + rest)
+    until = jnp.exp((whole[..., -1:] - whole) + (rest[..., -1:] - rest))
 
     inputs = x * dt[..., None]
     scores = jnp.einsum("bqgn,bsgn->bgqs", C, B)
@@ -206,19 +192,23 @@ def _one_chunk(h, x, dt, A, B, C, number):
     return y, h
 
 
-def _exact_sums(log_decay):
+def _exact_sums(log_decay, starts):
     """[B, Q, H] to two [B, H, Q]: their sums up to each step, as multiples of 1/256 and what is left of them.
 
     The decay between two steps is a difference of two sums. Where the state was forgotten before, both are large and
     their digits would cancel; the multiples are summed and subtracted without rounding (up to 2^16 in float32), and the
     rest stays small. A step below -128 has exp 0 in float32 and is held there. Derivatives go through the rest.
+    A document's start forgets the state before it: one more step of RESTART, beside which nothing is left in float64.
     The sums are products with a triangle of ones, since XLA's cumsum is a reduce-window on a CPU and computes again,
     Q times, whatever it is fused with.
     """
     held = jnp.maximum(log_decay, -128)
     multiple = jax.lax.stop_gradient(jnp.round(held * 256) / 256)
+    rest = held - multiple
+    if starts is not None:
+        multiple = multiple + jnp.where(starts, RESTART, 0).astype(multiple.dtype)[..., None]
     ones = jnp.tril(jnp.ones((held.shape[1], held.shape[1]), held.dtype))
-    sums = (jnp.einsum("qs,bsh->bhq", ones, part, precision="highest") for part in (multiple, held - multiple))
+    sums = (jnp.einsum("qs,bsh->bhq", ones, part, precision="highest") for part in (multiple, rest))
     return tuple(sums)
 
 
@@ -228,29 +218,29 @@ def _differences(whole, rest):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _scan(chunk, x, dt, A, B, C, h, number):
-    return _scan_forward(chunk, x, dt, A, B, C, h, number)[0]
+def _scan(chunk, x, dt, A, B, C, h, starts):
+    return _scan_forward(chunk, x, dt, A, B, C, h, starts)[0]
 
 
-def _scan_forward(chunk, x, dt, A, B, C, h, number):
+def _scan_forward(chunk, x, dt, A, B, C, h, starts):
     """Saves the state at each chunk's start, and nothing else that was not given."""
     chunks = x.shape[1] // chunk
 
     def body(index, carry):
         h, y, firsts = carry
         firsts = jax.lax.dynamic_update_index_in_dim(firsts, h, index, axis=0)
-        x_c, dt_c, B_c, C_c = chunk_of((x, dt, B, C), chunk, index)
-        steps, h = _one_chunk(h, x_c, dt_c, A, B_c, C_c, _numbers_of(number, chunk, index))
+        x_c, dt_c, B_c, C_c, starts_c = chunk_of((x, dt, B, C, starts), chunk, index)
+        steps, h = _one_chunk(h, x_c, dt_c, A, B_c, C_c, starts_c)
         return h, put_chunk(y, steps, index), firsts
 
     carry = h, jnp.zeros(x.shape, h.dtype), jnp.zeros((chunks, *h.shape), h.dtype)
     h, y, firsts = jax.lax.fori_loop(0, chunks, body, carry)
-    return (y, h), (x, dt, A, B, C, number, firsts)
+    return (y, h), (x, dt, A, B, C, starts, firsts)
 
 
 def _scan_backward(chunk, saved, cotangents):
     """Chunk by chunk from the end, each computed again from its saved state."""
-    x, dt, A, B, C, number, firsts = saved
+    x, dt, A, B, C, starts, firsts = saved
     dy, dh = cotangents
     chunks = x.shape[1] // chunk
 
@@ -258,8 +248,8 @@ def _scan_backward(chunk, saved, cotangents):
         index = chunks - 1 - done
         dh, dA, *grads = carry
         h = jax.lax.dynamic_index_in_dim(firsts, index, axis=0, keepdims=False)
-        x_c, dt_c, B_c, C_c, dy_c = chunk_of((x, dt, B, C, dy), chunk, index)
-        one_chunk = functools.partial(_one_chunk, number=_numbers_of(number, chunk, index))
+        x_c, dt_c, B_c, C_c, dy_c, starts_c = chunk_of((x, dt, B, C, dy, starts), chunk, index)
+        one_chunk = functools.partial(_one_chunk, starts=starts_c)
         _, pull_back = jax.vjp(one_chunk, h, x_c, dt_c, A, B_c, C_c)
         dh, dx_c, ddt_c, dA_c, dB_c, dC_c = pull_back((dy_c, dh))
         steps = dx_c, ddt_c, dB_c, dC_c
