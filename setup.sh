@@ -30,12 +30,14 @@ fi
 
 # The stamp is written last. It holds the folder too, because the scripts in an environment do.
 stamp="$PWD $(cksum setup.sh pyproject.toml kernels/pyproject.toml "$lock" $cuda_lock)"
-if [ -x "$venv/bin/python" ] && [ "$(cat "$venv/stamp" 2>/dev/null)" = "$stamp" ]; then exit 0; fi
-
 # A candidate must run to count: pyenv's shims exist for versions that are not selected, and fail with 127.
 fits() {
     "$1" -c 'import sys; print(sys.executable); sys.exit(sys.version_info < (3, 12))' 2>/dev/null
 }
+# A Python that is asked for is the one that .venv is made with; unasked, any is left.
+if [ -x "$venv/bin/python" ] && [ "$(cat "$venv/stamp" 2>/dev/null)" = "$stamp" ] &&
+    { [ -z "${PYTHON:-}" ] || [ "$(fits "$PYTHON" || true)" = "$(cat "$venv/made-with")" ]; }; then exit 0; fi
+
 find_python() {
     for candidate in python3.12 python3 python3.13 python3.14 "${PYENV_ROOT:-${HOME:-}/.pyenv}"/versions/*/bin/python; do
         found=$(fits "$candidate") && echo "$found" && return
@@ -70,5 +72,6 @@ $uv venv --quiet --python "$python" "$venv"
 $uv pip sync --quiet --python "$venv/bin/python" --require-hashes "$lock" $cuda_lock
 # The build tools are in the lock, so nothing unlocked is downloaded to build the two packages.
 $uv pip install --quiet --python "$venv/bin/python" --no-deps --no-build-isolation -e ./kernels -e .
+echo "$python" >"$venv/made-with"
 echo "$stamp" >"$venv/stamp"
 trap - EXIT

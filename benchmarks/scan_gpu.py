@@ -92,7 +92,10 @@ def check(operation: str, states: int, head: int) -> float:
     def outcome(implementation, *arguments):
         def loss(*arguments):
             y, last = getattr(workbench_kernels, operation)(*arguments, implementation=implementation)
-            return sum(jnp.sum(a * jax.random.normal(jax.random.key(0), a.shape, jnp.float32)) for a in (y, last)), (y, last)
+            return sum(jnp.sum(a * jax.random.normal(jax.random.key(0), a.shape, jnp.float32)) for a in (y, last)), (
+                y,
+                last,
+            )
 
         return jax.jit(jax.grad(loss, argnums=tuple(range(5)), has_aux=True))(*arguments)
 

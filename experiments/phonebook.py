@@ -34,7 +34,6 @@ from workbench.config import (
     TextConfig,
     TextEvaluation,
 )
-from workbench.data.text import DEFAULT_PACKAGES
 from workbench.pattern import allocate
 
 SCALES = ("demo", "full")
@@ -61,7 +60,19 @@ BOOKS = {
     "demo": PhonebookEvaluation(entries=(2, 4, 8, 16, 32), books=96, queries=8),
     "full": PhonebookEvaluation(entries=(2, 4, 8, 16, 32, 64), books=256, queries=8),
 }
-TEXT = {scale: TextConfig(packages=DEFAULT_PACKAGES, length=256, batch=4) for scale in SCALES}
+# fmt: off
+# Pure-Python distributions of requirements.lock, chosen by hand: code written by people, few tables, many authors.
+PACKAGES = (
+    # train
+    "flax", "fsspec", "httpx", "ipython", "jedi", "jupyter-client", "markdown-it-py", "orbax-checkpoint",
+    "packaging", "parso", "pydantic", "pyparsing", "rich", "traitlets", "treescope", "urllib3",
+    # select
+    "anyio", "jinja2", "lark", "nbconvert", "optax", "pexpect",
+    # test
+    "beautifulsoup4", "click", "jupyter-server", "opt-einsum", "platformdirs", "prompt-toolkit", "requests",
+)
+# fmt: on
+TEXT = {scale: TextConfig(packages=PACKAGES, length=256, batch=4) for scale in SCALES}
 STEPS = {"demo": {"phonebook": 6000, "text": 500}, "full": {"phonebook": 15_000, "text": 3000}}
 SEEDS = {"demo": {"phonebook": (3, 4), "text": (3,)}, "full": {"phonebook": (5, 6, 7), "text": (5, 6, 7)}}
 

@@ -53,6 +53,12 @@ def test_bad_input_is_one_clean_line_and_status_2(arguments, message, capsys, tm
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("rate", ["nan", "inf", "0", "-0.001"])
+def test_a_learning_rate_that_cannot_be_is_refused(capsys, root, rate):
+    assert main(["run", str(root / "experiments" / "waleffe_8b.py"), f"optimizer.learning_rate={rate}"]) == 2
+    assert "it must be a positive number" in capsys.readouterr().err
+
+
 def test_an_unknown_override_is_refused_with_the_nearest(capsys, root):
     assert main(["run", str(root / "experiments" / "waleffe_8b.py"), "optimizer.learning_rat=3e-3"]) == 2
     assert "did you mean 'learning_rate'" in capsys.readouterr().err
@@ -90,6 +96,24 @@ def test_check_says_of_each_promise_whether_it_holds(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Mine" and len(lines) > 3
     assert all(line.startswith("  holds") for line in lines[1:])
+
+
+def test_a_layer_without_defaults_is_refused_naming_the_fields(tmp_path, capsys):
+    (tmp_path / "mixer.py").write_text(
+        MIXER.replace("hidden: int | None = 8", "scale: float = field(kw_only=True)").replace(
+            "import dataclass", "import dataclass, field"
+        )
+    )
+    assert main(["check", str(tmp_path / "mixer.py")]) == 2
+    assert "Mine cannot be made without scale; give every field a default" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_read_is_one_clean_line(tmp_path, capsys):
+    assert main(["report", str(tmp_path / "nothing")]) == 2
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "study.json").mkdir()
+    assert main(["report", str(tmp_path / "study")]) == 2
+    assert capsys.readouterr().err.count("\n") == 2
 
 
 def test_a_file_without_a_layer_is_refused(tmp_path, capsys):

@@ -149,6 +149,14 @@ def test_a_python_named_explicitly_is_used_or_refused(fresh):
     assert status == 0 and sys.executable in steps[1]
 
 
+def test_another_python_named_later_makes_the_environment_anew(fresh):
+    assert set_up(fresh, PYTHON=sys.executable)[0] == 0
+    assert set_up(fresh, PYTHON=sys.executable) == (0, "", [])
+    command(fresh[1] / "other", "echo /another/python")
+    status, _, steps = set_up(fresh, PYTHON=str(fresh[1] / "other"))
+    assert status == 0 and "/another/python" in steps[1]
+
+
 def test_set_up_passes_over_shims_that_do_not_run(fresh):
     command(fresh[1] / "python3.12", "exit 127")
     command(fresh[1] / "python3", f'exec "{sys.executable}" "$@"')

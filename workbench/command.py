@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     try:
         return given.call(given) or 0
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"workbench {given.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -104,13 +104,14 @@ Nothing is built or trained: the numbers follow from the configs alone.""",
         """examples:
   workbench evaluate runs/phonebook/phonebook-hybrid-s3-1a2b3c4d
   workbench evaluate runs/phonebook/phonebook-*-s3-* entries=16,32,64 books=32
-  workbench evaluate runs/phonebook/phonebook-hybrid-s3-1a2b3c4d --split select
+  workbench evaluate runs/phonebook/phonebook-hybrid-s3-1a2b3c4d --split select --step best
 
 Overrides change the run's evaluation (its fields: PhonebookEvaluation, TextEvaluation in workbench/config.py).
 Prints a JSON object a run, one a line.""",
     )
     each.add_argument("items", nargs="+", metavar="RUN_FOLDER | NAME=VALUE", help="run folders, then overrides")
     each.add_argument("--split", choices=("select", "test"), default="test", help="default: test")
+    each.add_argument("--step", type=_step, help="of a checkpoint, or best (on select); default: the last")
 
     each = command(
         "check",
@@ -162,10 +163,14 @@ def _evaluate(given: argparse.Namespace) -> None:
     from workbench.train.checkpoint import load_model
 
     for folder in folders:
-        run, model = load_model(folder)
+        run, model = load_model(folder, given.step)
         evaluation = override(run.evaluation, *overrides)
         values = evaluation.build(dataclasses.replace(run, evaluation=evaluation))(model, given.split)
         print(json.dumps({"run": run.name, "folder": folder, "split": given.split, **values}), flush=True)
+
+
+def _step(text: str) -> int | str:
+    return text if text == "best" else int(text)
 
 
 def _check(given: argparse.Namespace) -> int:
@@ -189,6 +194,16 @@ def _check(given: argparse.Namespace) -> int:
 
     broken = 0
     for layer in layers:
+        needed = [
+            f.name
+            for f in dataclasses.fields(layer)
+            if f.init and f.default is f.default_factory is dataclasses.MISSING
+        ]
+        if needed:
+            raise ValueError(
+                f"{layer.__name__} cannot be made without {', '.join(needed)}; give every field a default, which is "
+                "what is checked"
+            )
         print(layer.__name__, flush=True)
         for result in check(layer()):
             print(f"  {'holds ' if result.held else 'BROKEN'}  {result.promise}: {result.seen}")

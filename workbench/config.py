@@ -368,6 +368,10 @@ class OptimizerConfig:
     decay: float = 0.1
     clip: float = 1.0  # of the gradient's global norm
 
+    def __post_init__(self):
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"optimizer.learning_rate is {self.learning_rate}; it must be a positive number")
+
     def warmup_steps(self, steps: int) -> int:
         """Steps of warm-up in a run of `steps`. Raises ValueError unless `warmup` is a fraction."""
         if not 0 <= self.warmup <= 1:

@@ -209,6 +209,11 @@ def test_a_row_too_short_for_a_book_says_how_long_it_must_be():
     PhonebookStream(dataclasses.replace(SMALL, entries=(8,), length=needed)).batch(0)
 
 
+def test_a_batch_of_none_is_refused():
+    with pytest.raises(ValueError, match=r"data\.batch must be at least 1; got 0"):
+        PhonebookConfig(batch=0).stream()
+
+
 def test_an_unknown_split_is_refused():
     with pytest.raises(ValueError, match="'dev'"):
         PhonebookStream(SMALL, "dev")

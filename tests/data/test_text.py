@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from workbench.config import TextConfig
+from workbench.config import TextConfig, load_file
 from workbench.data import text
-from workbench.data.text import BOUNDARY, DEFAULT_PACKAGES, Package, TextStream, corpus, distinct, installed, split_of
+from workbench.data.text import BOUNDARY, Package, TextStream, corpus, distinct, installed, split_of
 
 NAMES = {split: next(f"p{i}" for i in range(99) if split_of(f"p{i}") == split) for split in text.SPLITS}
 
@@ -300,7 +300,7 @@ def test_carriers_of_evaluations_are_refused(shelf, name):
 
 
 def test_an_empty_list_is_refused(shelf):
-    refused(shelf, "DEFAULT_PACKAGES", packages=())
+    refused(shelf, "experiments/phonebook.py", packages=())
 
 
 def test_an_unknown_split_is_refused(shelf):
@@ -342,12 +342,13 @@ def test_an_installed_package_has_the_files_that_its_record_has():
     assert sha256((package.root / "click/core.py").read_bytes()).hexdigest() == package.files["click/core.py"]
 
 
-def test_the_default_packages_are_pure_python_and_fill_all_splits():
+def test_the_packages_of_the_study_are_pure_python_and_fill_all_splits(root):
+    packages = load_file(root / "experiments" / "phonebook.py").PACKAGES
     sizes = dict.fromkeys(text.SPLITS, 0)
-    for package in map(installed, DEFAULT_PACKAGES):
+    for package in map(installed, packages):
         sizes[split_of(package.name)] += sum((package.root / path).stat().st_size for path in package.files)
     total = sum(sizes.values())
-    assert 20 <= len(DEFAULT_PACKAGES) <= 30
+    assert 20 <= len(packages) <= 30
     assert 8e6 < total < 25e6
     assert min(sizes.values()) > 0.05 * total
 

@@ -362,11 +362,12 @@ def in_documents(segments):
 
 @pytest.mark.slow
 def test_memory_of_long_attention_grows_with_its_length_and_not_with_its_square():
-    def temporary(time):
+    def temporary(time, window=None):
         q = jax.ShapeDtypeStruct((1, time, 2, 8), jnp.float32)
-        gradient = jax.grad(lambda q, k, v: jnp.sum(attend(q, k, v, None, None, None)), argnums=(0, 1, 2))
+        gradient = jax.grad(lambda q, k, v: jnp.sum(attend(q, k, v, None, None, window)), argnums=(0, 1, 2))
         return jax.jit(gradient).lower(q, q, q).compile().memory_analysis().temp_size_in_bytes
 
     short, long = temporary(4096), temporary(8192)
     assert long < 2.5 * short
     assert long < 2 * 8192 * 8192  # a quarter of one head's scores
+    assert temporary(8192, window=100) < long / 4  # a window scores its own keys alone

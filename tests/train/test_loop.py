@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import subprocess
@@ -123,6 +124,33 @@ def test_a_loss_that_is_not_a_number_names_its_step_and_keeps_the_last_good_chec
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]
     with pytest.raises(TrainingFailed, match=r"step 7 of 12.*delete"):
         train(run, tmp_path)
+
+
+def test_what_an_evaluator_raises_is_no_divergence_and_the_run_goes_on_when_it_is_mended(run, train, tmp_path):
+    def broken(model, split):
+        raise FloatingPointError("invalid value in divide")
+
+    with pytest.raises(FloatingPointError, match="divide"):
+        loop.train(run, tmp_path, {"broken": broken}, progress=False, wandb="disabled")
+    assert not (tmp_path / "result.json").exists()
+    assert train(run, tmp_path)["status"] == "finished"
+
+
+def test_a_disk_that_fills_while_the_log_is_written_is_named_with_what_is_left(
+    run, whole, train, tmp_path, monkeypatch
+):
+    def full(values, **options):
+        if isinstance(values, dict) and "loss" in values and values["step"] == 8:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return json_dumps(values, **options)
+
+    json_dumps = json.dumps
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.json, "dumps", full)
+        with pytest.raises(OSError, match=r"cannot be written \(No space left.*before are intact.*metrics\.jsonl"):
+            train(run, tmp_path)
+    train(run, tmp_path)
+    assert same_weights(tmp_path, whole.folder)
 
 
 def test_a_folder_of_another_config_is_refused_naming_the_first_difference(run, whole, train, replace):

@@ -111,6 +111,8 @@ class PhonebookStream:
 
     def __init__(self, config: PhonebookConfig, split: str = "train"):
         self.config, self.split = config, _known(split)
+        if config.batch < 1:
+            raise ValueError(f"data.batch must be at least 1; got {config.batch}")
         self.entry = config.name_tokens + config.digits
         self.books_in_row = {k: config.length // self.document(k) for k in config.entries}
         for k, n in self.books_in_row.items():

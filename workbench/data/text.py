@@ -1,8 +1,8 @@
 """Python source of installed packages as bytes: real text that needs no download, fixed by the lock file's hashes.
 
-Packages are split, not files: what a package's authors repeat can't be learned in training and then tested. Files that
-nearly repeat another are dropped, those of the test and select splits first of all. A document is a boundary token and
-then its bytes; every byte is a target exactly once an epoch.
+Packages are split, not files: what a package repeats can't be learned in training and then tested. (Its authors may
+have written others that train.) Files that nearly repeat another are dropped, those of the test and select splits first
+of all. A document is a boundary token and then its bytes; every byte is a target exactly once an epoch.
 """
 
 from __future__ import annotations
@@ -45,17 +45,6 @@ CARRIERS = frozenset((
     "lm-eval-harness", "mteb", "openai-evals", "opencompass", "promptsource", "ragas", "trulens", "workbench",
     "workbench-kernels",
 ))
-
-# Pure-Python distributions of requirements.lock, chosen by hand: code written by people, few tables, many authors.
-DEFAULT_PACKAGES = (
-    # train
-    "flax", "fsspec", "httpx", "ipython", "jedi", "jupyter-client", "markdown-it-py", "orbax-checkpoint",
-    "packaging", "parso", "pydantic", "pyparsing", "rich", "traitlets", "treescope", "urllib3",
-    # select
-    "anyio", "jinja2", "lark", "nbconvert", "optax", "pexpect",
-    # test
-    "beautifulsoup4", "click", "jupyter-server", "opt-einsum", "platformdirs", "prompt-toolkit", "requests",
-)
 # fmt: on
 
 
@@ -186,7 +175,7 @@ def corpus(packages: Sequence[str], find: Callable[[str], Package] = installed, 
     """
     names = sorted({normalised(name) for name in packages})
     if not names:
-        raise ValueError("data.packages is empty; list distributions, such as workbench.data.text.DEFAULT_PACKAGES")
+        raise ValueError("data.packages is empty; list distributions, as experiments/phonebook.py does")
     for name in names:
         if name in CARRIERS:
             raise ValueError(

@@ -168,11 +168,25 @@ def attend(
             a = jnp.pad(a, [(0, 0), (0, blocks * BLOCK - time)] + [(0, 0)] * (a.ndim - 2))
             return jnp.moveaxis(a.reshape(a.shape[0], blocks, BLOCK, *a.shape[2:]), 1, 0)
 
-        def body(_, queries):
-            return None, jax.checkpoint(block)(*queries, k, v, key_index, key_segments)
+        keys = (k, v, key_index, key_segments)
+        seen_at_once = k.shape[1] if window is None or not plain else window - 1 + BLOCK
+        if seen_at_once < time:  # a block sees its own keys and those of a window before it
+            back = [(0, 0), (window - 1, blocks * BLOCK - time)]
+            fills = (0, 0, -1, 0)  # an index below 0 is no key
+            keys = [
+                None if a is None else jnp.pad(a, back + [(0, 0)] * (a.ndim - 2), constant_values=fill)
+                for a, fill in zip(keys, fills, strict=True)
+            ]
+
+        def body(first, queries):
+            seen = keys
+            if seen_at_once < time:
+                cut = partial(jax.lax.dynamic_slice_in_dim, start_index=first, slice_size=seen_at_once, axis=1)
+                seen = [None if a is None else cut(a) for a in keys]
+            return first + BLOCK, jax.checkpoint(block)(*queries, *seen)
 
         segments = None if query_segments is None else split(query_segments)
-        _, y = jax.lax.scan(body, None, (split(q), split(query_index), segments))
+        _, y = jax.lax.scan(body, 0, (split(q), split(query_index), segments))
         y = jnp.moveaxis(y, 0, 1).reshape(batch, blocks * BLOCK, *q.shape[2:])[:, :time]
     return y.reshape(batch, time, heads, size)
 

@@ -37,6 +37,10 @@ class TrainingFailed(Exception):
     """A run that cannot go on: its loss, gradient or weights are no longer finite."""
 
 
+class _NotFinite(Exception):
+    """A step's loss or gradient; what the evaluators may raise is another matter."""
+
+
 def train(
     run: RunConfig,
     folder: Path | str,
@@ -141,7 +145,7 @@ def _train(run, folder, evaluators, progress, tracker, on_step) -> dict[str, Any
                     checkpoint.save(checkpoints, run, model, opt_state, position, score)
                 begun = time.perf_counter()
             checkpoint.wait(checkpoints)
-        except FloatingPointError as error:
+        except _NotFinite as error:
             raise _failed(run, folder, position, checkpoints, str(error)) from None
 
     result = _record(run, position) | {
@@ -184,13 +188,13 @@ def _compiled(run: RunConfig, tree: Any, leaves: list[jax.Array], batch: dict) -
 def _look(waiting: tuple, position: Position, begun: float, bar: tqdm, on_step) -> dict[str, float]:
     """Moves the position past a step: waits for it to end, checks it, adds it up. Returns its metrics.
 
-    Raises FloatingPointError, the position still before the step, if the step's loss or gradient is not finite.
+    Raises _NotFinite, the position still before the step, if the step's loss or gradient is not finite.
     """
     metrics, batch = waiting
     values = {name: value.item() for name, value in jax.device_get(metrics).items() if value.ndim == 0}
     for name in ("loss", "gradient_norm"):
         if not math.isfinite(values[name]):
-            raise FloatingPointError(f"{name.replace('_', ' ')} is {values[name]} at step {position.step + 1}")
+            raise _NotFinite(f"{name.replace('_', ' ')} is {values[name]} at step {position.step + 1}")
     position.step += 1
     position.tokens += batch["tokens"].size
     position.digest = chain(position.digest, batch)
@@ -235,7 +239,7 @@ def _log(folder: Path, tracker: Any, run: RunConfig, position: Position, values:
         "compile_seconds": position.compile_seconds,
     }
     for name, values in (("metrics.jsonl", row), ("timing.jsonl", timing)):
-        with (folder / name).open("a") as file:
+        with _writing(folder / name), (folder / name).open("a") as file:
             file.write(json.dumps(values) + "\n")
     track.log_row(tracker, row)
 
@@ -338,8 +342,23 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 def _write_json(path: Path, value: Any) -> None:
     """Whole or not at all."""
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(part, path)
+    with _writing(path):
+        part.write_text(json.dumps(value, indent=1) + "\n")
+        os.replace(part, path)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Says what is left when a file cannot be written, a full disk above all."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"it cannot be written ({error.strerror}); checkpoints saved before are intact: free some space, or make "
+            "the folder writable, and run again",
+            str(path),
+        ) from error
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
