@@ -30,16 +30,21 @@ fi
 
 # The stamp is written last. It holds the folder too, because the scripts in an environment do.
 stamp="$PWD $(cksum setup.sh pyproject.toml kernels/pyproject.toml "$lock" $cuda_lock)"
-# A candidate must run to count: pyenv's shims exist for versions that are not selected, and fail with 127.
+# An activated environment that is about to be made anew lends nothing to itself.
+PATH=$(printf '%s' ":$PATH:" | sed "s|:$PWD/$venv/bin:|:|g; s/^://; s/:\$//")
+
+# A candidate must run to count: pyenv's shims exist for versions that are not selected, and fail with 127. That of an
+# environment stands for the one that it was made with.
 fits() {
-    "$1" -c 'import sys; print(sys.executable); sys.exit(sys.version_info < (3, 12))' 2>/dev/null
+    "$1" -c 'import sys; print(sys._base_executable); sys.exit(sys.version_info < (3, 12))' 2>/dev/null
 }
 # A Python that is asked for is the one that .venv is made with; unasked, any is left.
 if [ -x "$venv/bin/python" ] && [ "$(cat "$venv/stamp" 2>/dev/null)" = "$stamp" ] &&
     { [ -z "${PYTHON:-}" ] || [ "$(fits "$PYTHON" || true)" = "$(cat "$venv/made-with")" ]; }; then exit 0; fi
 
 find_python() {
-    for candidate in python3.12 python3 python3.13 python3.14 "${PYENV_ROOT:-${HOME:-}/.pyenv}"/versions/*/bin/python; do
+    made_with=$(cat "$venv/made-with" 2>/dev/null || true)
+    for candidate in "$made_with" python3.12 python3 python3.13 python3.14 "${PYENV_ROOT:-${HOME:-}/.pyenv}"/versions/*/bin/python; do
         found=$(fits "$candidate") && echo "$found" && return
     done
     return 1

@@ -146,7 +146,7 @@ def test_a_python_named_explicitly_is_used_or_refused(fresh):
     status, said, steps = set_up(fresh, PYTHON="/no/such/python")
     assert status == 1 and not steps and "/no/such/python" in said
     status, _, steps = set_up(fresh, PYTHON=sys.executable)
-    assert status == 0 and sys.executable in steps[1]
+    assert status == 0 and sys._base_executable in steps[1]
 
 
 def test_another_python_named_later_makes_the_environment_anew(fresh):
@@ -155,6 +155,16 @@ def test_another_python_named_later_makes_the_environment_anew(fresh):
     command(fresh[1] / "other", "echo /another/python")
     status, _, steps = set_up(fresh, PYTHON=str(fresh[1] / "other"))
     assert status == 0 and "/another/python" in steps[1]
+
+
+def test_set_up_in_its_own_activated_environment_uses_nothing_of_it_and_keeps_its_python(fresh):
+    assert set_up(fresh, PYTHON=sys.executable)[0] == 0
+    own = fresh[0] / ".venv" / "bin"
+    command(own / "uv", "exit 1")
+    command(own / "python3.12", "exit 1")
+    (fresh[0] / ".venv" / "stamp").unlink()
+    status, _, steps = set_up(fresh, PATH=f"{own}{os.pathsep}{fresh[1]}")
+    assert status == 0 and begins(steps, STEPS) and sys._base_executable in steps[1]
 
 
 def test_set_up_passes_over_shims_that_do_not_run(fresh):
