@@ -146,7 +146,9 @@ class _Block:
             scratch_types=scratch,
             grid=(self.parts, self.groups),
             grid_names=("part", "group"),
-            # No buffer is read by one thread after another has written it without commit_smem or a barrier between.
+            # No buffer is read by one thread after another has written it without commit_smem or a barrier between, and
+            # every chunk's last read of what TMA has brought is followed by one, for TMA overwrites it next. The
+            # interpreter takes the warps of a warpgroup for one and cannot see it.
             compiler_params=plgpu.CompilerParams(approx_math=True, unsafe_no_auto_barriers=True),
         )
 
@@ -254,7 +256,9 @@ def _carry(x, dt, A, B, starts, reverse):
             def on(t, h):
                 return at.advance(h, t, x, dt, rate, B, *(starts or [None]))
 
-            return lax.fori_loop(0, CHUNK, back if reverse else on, h)
+            h = lax.fori_loop(0, CHUNK, back if reverse else on, h)
+            plgpu.commit_smem()  # no warp may still read what the next copy overwrites
+            return h
 
         place = (lambda c: at.chunks - 1 - c) if reverse else (lambda c: c)
         specs = [at.timed(place)] * 2 + [at.states(place)] * (1 if starts is None else 2)
