@@ -49,12 +49,20 @@ def test_what_is_computed_on_each_device_is_what_one_computes():
         assert error < (2**-7 if name in ("ssd dB", "ssd dC") else 1e-5), (name, error)
 
 
-def test_axes_that_do_not_divide_stay_whole_and_without_a_mesh_all_do():
+def test_only_axes_that_the_mesh_divides_are_divided():
+    """What a kernel sees on each of four devices, data=2 and tensor=2: batch, heads and groups."""
+    assert program("shapes") == {
+        "4, 4, 4": [2, 2, 2],
+        "3, 4, 4": [3, 2, 2],
+        "4, 4, 1": [2, 2, 1],
+        "4, 6, 3": [2, 6, 3],  # three groups cannot be halved, so neither are their heads
+    }
+
+
+def test_without_a_mesh_a_kernel_runs_as_it_stands():
     x = jnp.arange(6.0).reshape(3, 2)
-    assert on_each_device(lambda x, none: (2 * x,), (x, None), ("BI", "BT"), ("BI",))[0] is not None
-    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
-    with jax.set_mesh(mesh):
-        np.testing.assert_array_equal(on_each_device(lambda x: (2 * x,), (x,), ("BI",), ("BI",))[0], 2 * x)
+    (y,) = on_each_device(lambda x, none: (2 * x,), (x, None), ("BI", "BT"), ("BI",))
+    np.testing.assert_array_equal(y, 2 * x)
 
 
 # ---- the programs
@@ -111,6 +119,22 @@ def layer(symbol):
     model = jax.device_put(model, NamedSharding(mesh, P()))
     with jax.set_mesh(mesh):
         return communication(jax.grad(lambda model, batch: loss(model, batch)[0]), model, batch)
+
+
+def shapes():
+    found = {}
+    with jax.set_mesh(mesh_of(data=2, tensor=2)):
+        for batch, heads, groups in ((4, 4, 4), (3, 4, 4), (4, 4, 1), (4, 6, 3)):
+
+            def kernel(x, B, name=f"{batch}, {heads}, {groups}"):
+                found[name] = [*x.shape, B.shape[1]]
+                return (x,)
+
+            arguments = jnp.zeros((batch, heads)), jnp.zeros((batch, groups))
+            jax.eval_shape(
+                lambda x, B, kernel=kernel: on_each_device(kernel, (x, B), ("BH", "BG"), ("BH",)), *arguments
+            )
+    return found
 
 
 def values():
