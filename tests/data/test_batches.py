@@ -5,7 +5,7 @@ import traceback
 import numpy as np
 import pytest
 
-from workbench.data.batches import prefetch
+from workbench.data.batches import check_batch, prefetch
 
 
 class Counted:
@@ -74,3 +74,37 @@ def test_no_thread_is_left_behind(how):
 def test_a_depth_below_one_is_refused_at_the_call():
     with pytest.raises(ValueError, match="depth 0"):
         prefetch(Counted(), 0, 10, depth=0)
+
+
+GOOD = {
+    "tokens": np.array([[0, 1, 2]]),
+    "targets": np.array([[1, 2, 3]]),
+    "weights": np.ones((1, 3)),
+    "segments": np.array([[1, 1, 0]]),
+}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"tokens": np.zeros((1, 4), int)}, r"tokens.*\(1, 4\).*one shape"),
+        ({name: array[0] for name, array in GOOD.items()}, "one shape"),
+        ({"weights": -np.ones((1, 3))}, "weights below 0"),
+        ({"weights": np.full((1, 3), np.nan)}, "weights below 0"),
+        ({"tokens": np.ones((1, 3))}, "tokens of float64"),
+        ({"segments": np.ones((1, 3))}, "segments of float64"),
+        ({"targets": np.array([[1, 2, 4]])}, "targets from 1 to 4; the model's vocabulary is 4"),
+        ({"tokens": np.array([[-1, 1, 2]])}, "tokens from -1 to 2"),
+    ],
+)
+def test_a_batch_that_training_cannot_read_is_refused_with_what_is_needed(wrong, says):
+    check_batch(GOOD, 4, "the data")
+    with pytest.raises(ValueError, match=says):
+        check_batch(GOOD | wrong, 4, "the data")
+
+
+def test_a_batch_without_targets_or_that_is_no_dictionary_is_refused():
+    with pytest.raises(ValueError, match=r"gave a batch of .*needed are tokens, targets and weights"):
+        check_batch({"tokens": GOOD["tokens"]}, 4, "the data (Mine)")
+    with pytest.raises(ValueError, match="gave tuple as a batch"):
+        check_batch((GOOD["tokens"],), 4, "the data")

@@ -67,6 +67,16 @@ def test_failed_unfinished_and_half_written_runs_are_kept_as_such(two):
     assert "phonebook-mamba-s1" in judge.first_line(study)
 
 
+@pytest.mark.parametrize("name", ["result.json", "metrics.jsonl"])
+def test_a_damaged_file_of_a_run_is_named_in_the_report_and_nothing_is_read_from_the_run(two, name):
+    path = fake.phonebook(two, "mamba", 0)
+    (path / name).write_text('{"step": 1, "lo\n{"step": 2}\n')
+    study = collect(two)
+    (run,) = study.failures
+    assert run.status == "unreadable" and name in run.problem and not run.result and not run.metrics
+    assert not judge.verdicts(study, "phonebook")["mamba"].ranked
+
+
 def test_runs_that_the_experiment_names_are_missed_and_others_set_aside(two):
     names = [run.name for run in collect(two).runs]
     wanted = [{"run": name} for name in [*names[1:], "phonebook-transformer-s0-00000000"]]

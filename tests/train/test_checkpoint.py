@@ -1,6 +1,7 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from workbench.config import to_json
 from workbench.model.names import named
-from workbench.train.checkpoint import Position, load_model, open_checkpoints, save, wait, weights_hash
+from workbench.train.checkpoint import Position, latest, load_model, open_checkpoints, save, wait, weights_hash
 
 
 def saved_steps(folder):
@@ -25,6 +26,19 @@ def scramble(folder):
         middle = len(content) // 2
         content[middle : middle + 16] = bytes(16)
         path.write_bytes(content)
+
+
+def test_a_checkpoint_that_memory_does_not_hold_is_not_taken_for_damaged(run, whole, tmp_path, monkeypatch):
+    shutil.copytree(whole.folder, tmp_path / "run")
+    with contextlib.closing(open_checkpoints(tmp_path / "run")) as checkpoints:
+
+        def restore(*_, **__):
+            raise MemoryError("no more")
+
+        monkeypatch.setattr(checkpoints, "restore", restore)
+        with pytest.raises(MemoryError):
+            latest(checkpoints, run)
+    assert saved_steps(tmp_path / "run") == saved_steps(whole.folder)
 
 
 def test_the_model_that_was_trained_is_loaded(run, whole):

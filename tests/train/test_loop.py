@@ -126,6 +126,11 @@ def test_a_loss_that_is_not_a_number_names_its_step_and_keeps_the_last_good_chec
         train(run, tmp_path)
 
 
+def test_a_batch_with_nothing_to_learn_from_is_named(run, toy, train, replace, tmp_path):
+    with pytest.raises(ValueError, match="batch 3 of the data has no weight above 0"):
+        train(replace(run, data=toy(blank=4)), tmp_path)
+
+
 def test_what_an_evaluator_raises_is_no_divergence_and_the_run_goes_on_when_it_is_mended(run, train, tmp_path):
     def broken(model, split):
         raise FloatingPointError("invalid value in divide")
@@ -146,7 +151,7 @@ def test_a_disk_that_fills_while_the_log_is_written_is_named_with_what_is_left(
 
     json_dumps = json.dumps
     with monkeypatch.context() as patched:
-        patched.setattr(loop.json, "dumps", full)
+        patched.setattr(json, "dumps", full)
         with pytest.raises(OSError, match=r"cannot be written \(No space left.*before are intact.*metrics\.jsonl"):
             train(run, tmp_path)
     train(run, tmp_path)

@@ -11,6 +11,7 @@ class Toy:
     batch: int = 4
     seed: int = 0
     poisoned: int = 0  # step whose batch has a weight that is not a number; 0 for none
+    blank: int = 0  # step whose batch has no weight; 0 for none
     vocabulary: int = 11
 
     def stream(self, split="train"):
@@ -35,6 +36,8 @@ class ToyStream:
         weights = rng.uniform(0.5, 1.5, shape).astype(np.float32)
         if step + 1 == self.config.poisoned:
             weights[-1, -1] = np.nan
+        if step + 1 == self.config.blank:
+            weights[:] = 0
         return {
             "tokens": rows[:, :-1],
             "targets": rows[:, 1:],

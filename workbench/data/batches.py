@@ -31,3 +31,29 @@ def _prefetch(stream, start, stop, depth):
             yield step, batch
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def check_batch(batch: Any, vocabulary: int, source: str) -> None:
+    """Raises ValueError, saying what is needed, unless `batch` is what training reads.
+
+    That is `tokens`, `targets` (integers below the vocabulary) and `weights` (at least 0), arrays of one shape [B, T],
+    and perhaps `segments` (integers, 0 = padding).
+    """
+    needed = "needed are tokens, targets and weights, arrays of one shape [rows, length], and perhaps segments"
+    if not isinstance(batch, dict):
+        raise ValueError(f"{source} gave {type(batch).__name__} as a batch; {needed}")
+    shapes = {name: np.shape(array) for name, array in batch.items()}
+    missing = [name for name in ("tokens", "targets", "weights") if name not in shapes]
+    if missing or len(set(shapes.values())) > 1 or len(next(iter(shapes.values()))) != 2:
+        raise ValueError(f"{source} gave a batch of {shapes or 'nothing'}; {needed}")
+    for name in ("tokens", "targets", "segments"):
+        array = np.asarray(batch.get(name, 0))
+        if array.dtype.kind not in "iu":
+            raise ValueError(f"{source} gave {name} of {array.dtype}; they are integers")
+        if name != "segments" and not 0 <= array.min() <= array.max() < vocabulary:
+            raise ValueError(
+                f"{source} gave {name} from {array.min()} to {array.max()}; the model's vocabulary is {vocabulary}: "
+                "set model.vocabulary to data.vocabulary"
+            )
+    if not np.asarray(batch["weights"]).min() >= 0:
+        raise ValueError(f"{source} gave weights below 0; a weight is 0 for what is not learned, else 1")

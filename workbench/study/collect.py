@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from workbench.evaluate.interval import Interval
+from workbench.record import read_json, read_rows
 
 FINISHED = "finished"
 
@@ -105,19 +104,17 @@ class Run:
         times = [(row["step"], row["seconds"]) for row in self.timing if "seconds" in row]
         out = []
         for row in self.metrics:
-            values = {key.removeprefix("select/"): v for key, v in _leaves(row) if key.startswith("select/")}
+            values = {key.removeprefix("select/"): v for key, v in row.items() if key.startswith("select/")}
             if not values:
                 continue
             kept = {key: row[key] for key in ("step", "tokens", "flops") if key in row}
             if times:
                 kept["seconds"] = float(np.interp(row["step"], *zip(*times, strict=True)))
-            sizes = [_of_size(values, k) for k in self.trained_entries]
+            sizes = [_ending(values, f"exact_match/{k}") for k in self.trained_entries]
             if sizes and None not in sizes:
                 kept["exact_match"] = float(np.mean(sizes))
-            bits = [v for key, v in values.items() if key.split("/")[-1] == "bits_per_byte"]
-            bits += [v for key, v in values.items() if key.endswith("bits_per_byte/mean")]
-            if bits:
-                kept["bits_per_byte"] = bits[0]
+            if (bits := _ending(values, "bits_per_byte")) is not None:
+                kept["bits_per_byte"] = bits
             out.append(kept)
         return out
 
@@ -169,7 +166,7 @@ def collect(folder: str | Path) -> Study:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give the folder of a study, such as runs/phonebook")
-    facts = _read(folder / "experiment.json", {})
+    facts = read_json(folder / "experiment.json") or {}
     paths = {path.parent.name: path.parent for path in folder.glob("*/config.json")}
     if not paths and not facts:
         raise ValueError(f"{folder} holds no run folder (none has a config.json); run the experiment first")
@@ -196,14 +193,18 @@ def _order(run: Run) -> tuple:
 
 
 def _run(folder: Path) -> Run:
+    """A folder's run; one whose files are damaged is "unreadable", and `problem` says which file and where."""
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = read_json(folder / "config.json")
         config["arm"], config["model"]["pattern"], config["data"]["class"]
     except (ValueError, KeyError, TypeError) as error:
         return Run(folder.name, status="unreadable", problem=f"config.json cannot be read: {error!r}")
-    result = _read(folder / "result.json", {})
+    try:
+        result = read_json(folder / "result.json") or {}
+        metrics, timing = (read_rows(folder / name) for name in ("metrics.jsonl", "timing.jsonl"))
+    except ValueError as error:
+        return Run(folder.name, config, status="unreadable", problem=str(error))
     problem = result.get("error") or _notebook_error(folder / "train.ipynb")
-    metrics, timing = (_lines(folder / name) for name in ("metrics.jsonl", "timing.jsonl"))
     status = result.get("status")
     if status is None:
         last = max((row.get("step", 0) for row in metrics), default=0)
@@ -211,49 +212,22 @@ def _run(folder: Path) -> Run:
     return Run(folder.name, config, result, metrics, timing, status, "" if status == FINISHED else problem)
 
 
-def _read(path: Path, default: dict) -> dict:
-    """JSON of a file; the default if it is not there or was cut off while being written."""
-    try:
-        found = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return default
-    return found if isinstance(found, dict) else default
-
-
-def _lines(path: Path) -> list[dict]:
-    """JSON lines up to the first that is cut off."""
-    rows = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
-
-
 def _notebook_error(path: Path) -> str:
     """`ValueError: what it said` from the first cell of an executed notebook that raised."""
-    for cell in _read(path, {}).get("cells", ()):
+    try:
+        cells = (read_json(path) or {}).get("cells", ())
+    except ValueError:  # papermill was stopped while it wrote
+        return ""
+    for cell in cells:
         for output in cell.get("outputs", ()):
             if output.get("output_type") == "error":
                 return f"{output.get('ename', 'Error')}: {output.get('evalue', '')}".strip()[:300]
     return ""
 
 
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
-    """Every number with its path, `select/exact_match/4`."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _leaves(item, f"{path}/{key}" if path else str(key))
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield path, value
-
-
-def _of_size(values: dict[str, float], entries: int) -> float | None:
-    for key, value in values.items():
-        if f"{key}/".endswith((f"exact_match/{entries}/", f"exact_match/{entries}/mean/")):
-            return value
-    return None
+def _ending(values: dict[str, float], measure: str) -> float | None:
+    """The value of `EVALUATION/measure`, whatever the evaluation is called; None if there is none."""
+    return next((v for key, v in values.items() if f"/{key}".endswith(f"/{measure}")), None)
 
 
 # ---- the record of a study

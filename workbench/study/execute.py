@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import queue
 import signal
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from workbench.config import RunConfig, short_hash, to_json
+from workbench.record import read_json, write_json
 from workbench.study import progress
 from workbench.study.experiment import Experiment, load
 from workbench.study.notebook import check_parameters, new_kernel, run_notebook
@@ -149,16 +149,11 @@ def status(folder: Path, run: RunConfig) -> str | None:
 
 
 def _read(path: Path) -> Any:
+    """The file's value; None for one that is not there or is damaged, which running again mends."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):  # absent, or cut off while it was written
+        return read_json(path)
+    except (OSError, ValueError):
         return None
-
-
-def _write(path: Path, value: Any) -> None:
-    new = path.with_name(f".{path.name}")
-    new.write_text(json.dumps(value, indent=1) + "\n")
-    new.replace(path)
 
 
 def _prepare(folder: Path, runs: Sequence[RunConfig]) -> None:
@@ -172,12 +167,12 @@ def _prepare(folder: Path, runs: Sequence[RunConfig]) -> None:
             place.mkdir(parents=True, exist_ok=True)
             config = _read(place / "config.json")
             if config is None:
-                _write(place / "config.json", to_json(run))
+                write_json(place / "config.json", to_json(run))
             if config is None or short_hash(config) == short_hash(run):
                 (place / "result.json").unlink(missing_ok=True)
         except OSError as error:
             raise ValueError(
-                f"{place} cannot be written ({error.strerror}); free space there, mend its permissions, "
+                f"{place} cannot be written ({os.strerror(error.errno)}); free space there, mend its permissions, "
                 "or run from another folder"
             ) from None
 
@@ -196,9 +191,9 @@ def _record(experiment: Experiment) -> None:
     if _read(path) != wanted:
         try:
             experiment.folder.mkdir(parents=True, exist_ok=True)
-            _write(path, wanted)
+            write_json(path, wanted)
         except OSError as error:
-            raise ValueError(f"{experiment.folder} cannot be written ({error.strerror})") from None
+            raise ValueError(f"{experiment.folder} cannot be written ({os.strerror(error.errno)})") from None
 
 
 def _newer(page: Path, folder: Path) -> bool:
@@ -372,7 +367,7 @@ def _end(work: _Work, job: _Job, error: str | None) -> None:
     if error and result is None:
         identity = {"run": run.name, "study": run.study, "arm": run.arm, "seed": run.seed, "role": run.role}
         last = "\n".join(error.strip().splitlines()[-20:])
-        _write(folder / "result.json", {**identity, "status": "failed", "error": last})
+        write_json(folder / "result.json", {**identity, "status": "failed", "error": last})
     at = progress.seen(folder)
     if error is None and at.step_seconds:
         other = max(time.monotonic() - job.started - run.steps * at.step_seconds, 0.0)

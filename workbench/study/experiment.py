@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from workbench.config import RunConfig, UnknownName, from_json, load_file, nearest, override
+from workbench.record import read_json
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,6 @@ class Experiment:
     def root(self) -> Path:
         """The folder that holds experiments/, notebooks/ and runs/."""
         return root_of(self.path)
-
-    @property
-    def tuned(self) -> dict[str, float]:
-        """Rates that `--tune` chose here, by "task/arm"; empty if it has not run."""
-        path = self.folder / "tuning.json"
-        choices = json.loads(path.read_text())["choices"] if path.is_file() else []
-        return {f"{choice['task']}/{choice['arm']}": choice["learning_rate"] for choice in choices}
 
 
 def load(path: str | Path, scale: str | None = None, overrides: Sequence[str] = ()) -> Experiment:
@@ -96,10 +89,10 @@ def chosen(config: str = "", folder: str = "") -> tuple[RunConfig, Path]:
     """The run of a config.json and its folder; without them the first run of the phonebook study, in its own place."""
     if config:
         path = Path(config)
-        if not path.is_file():
+        saved = read_json(path)
+        if saved is None:
             raise ValueError(f"{path} is not there; give the config.json of a run")
-        run = from_json(json.loads(path.read_text()))
-        return run, Path(folder) if folder else path.parent
+        return from_json(saved), Path(folder) if folder else path.parent
     experiment = load("experiments/phonebook.py")
     run = experiment.runs[0]
     return run, Path(folder) if folder else experiment.folder / run.name

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import json
-import os
 import shlex
 import textwrap
 from collections.abc import Sequence
@@ -14,6 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from workbench.record import write_json, write_text
 from workbench.study import figures, judge
 from workbench.study.collect import Study, collect, study_json
 from workbench.study.statistics import LEAST_SEEDS
@@ -24,23 +23,16 @@ def report(folder: str | Path) -> Path:
     study = collect(folder)
     drawings = figures.drawings(study)
     record = study_json(study)
-    _whole(study.folder / "study.json", json.dumps(_plain(record), indent=1) + "\n")
+    write_json(study.folder / "study.json", _plain(record))
     images = study.folder / "figures"
     images.mkdir(exist_ok=True)
     for drawing in drawings:
         drawing.figure.savefig(images / f"{drawing.name}.png", dpi=200, bbox_inches="tight", pad_inches=0.08)
         drawing.figure.set_layout_engine("none")  # laid out once; the page's copy keeps it
-        _whole(images / f"{drawing.name}.csv", _csv(drawing.rows))
+        write_text(images / f"{drawing.name}.csv", _csv(drawing.rows))
     page = study.folder / "report.html"
-    _whole(page, html(study, drawings))
+    write_text(page, html(study, drawings))
     return page
-
-
-def _whole(path: Path, text: str) -> None:
-    """Whole or not at all: a report that is being read is never half a report."""
-    new = path.with_name(f".{path.name}.part")
-    new.write_text(text)
-    os.replace(new, path)
 
 
 def _plain(value: Any) -> Any:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from workbench.config import RunConfig
+from workbench.record import read_json, write_json
 from workbench.study.experiment import Experiment, task
 
 MEASURES = {"exact_match": 1, "bits_per_byte": -1, "score": 1}  # 1: more is better
@@ -73,7 +73,7 @@ def choose(experiment: Experiment) -> dict:
         for arm, runs in arms.items():
             choices.append({"task": name, "arm": arm} | _choice(experiment.folder, runs))
     value = {"scale": experiment.scale, "choices": choices}
-    (experiment.folder / "tuning.json").write_text(json.dumps(value, indent=1) + "\n")
+    write_json(experiment.folder / "tuning.json", value)
     return value
 
 
@@ -81,8 +81,7 @@ def _choice(folder: Path, runs: Sequence[RunConfig]) -> dict:
     values: dict[float, list[float]] = {}
     measured = None
     for run in sorted(runs, key=lambda run: (run.optimizer.learning_rate, run.seed)):
-        path = folder / run.name / "result.json"
-        result = json.loads(path.read_text()) if path.is_file() else {}
+        result = read_json(folder / run.name / "result.json") or {}
         if result.get("status") == "finished":
             measured, value = measure(result["select"])
         elif result.get("status") == "nan":

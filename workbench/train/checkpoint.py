@@ -190,6 +190,9 @@ class _Damaged(Exception):
     pass
 
 
+NOT_DAMAGE = (MemoryError, PermissionError)  # the checkpoint may be whole: it stays where it is
+
+
 @contextlib.contextmanager
 def _explained(checkpoints: ocp.CheckpointManager):
     """Turns whatever Orbax and TensorStore raise for a write that failed into an OSError that says what is left."""
@@ -213,6 +216,8 @@ def _read(checkpoints: ocp.CheckpointManager, step: int, facts: dict, items: tup
     try:
         found = checkpoints.restore(step, args=ocp.args.Composite(**{i: ocp.args.StandardRestore() for i in items}))
         arrays = {item: {name: np.asarray(array) for name, array in found[item].items()} for item in items}
+    except NOT_DAMAGE:
+        raise
     except Exception as error:  # whatever Orbax and TensorStore raise for bytes that they cannot make sense of
         raise _Damaged(_first_line(error)) from error
     for item in items:
@@ -227,6 +232,8 @@ def _facts(checkpoints: ocp.CheckpointManager, step: int) -> dict:
     try:
         facts = checkpoints.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))["facts"]
         return {name: facts[name] for name in ("position", "config", "hashes")}
+    except NOT_DAMAGE:
+        raise
     except Exception as error:
         raise _Damaged(_first_line(error)) from error
 

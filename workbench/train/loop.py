@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import math
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,10 +17,11 @@ from workbench_kernels import recorded
 
 from workbench.config import RunConfig, to_json
 from workbench.count import count
-from workbench.data.batches import prefetch
+from workbench.data.batches import check_batch, prefetch
 from workbench.data.digest import chain
 from workbench.model.language_model import create
 from workbench.model.names import named
+from workbench.record import add_row, keep_rows, read_json, read_rows, write_json
 from workbench.train import checkpoint, track
 from workbench.train.checkpoint import Position
 from workbench.train.environment import decisive_differences, environment
@@ -65,7 +64,7 @@ def train(
     """
     folder = Path(folder)
     with _opened(folder, run):
-        result = _read_json(folder / "result.json")
+        result = read_json(folder / "result.json")
         if result is not None and result["status"] == "finished":
             return result
         if result is not None and result["status"] == "nan":
@@ -78,7 +77,7 @@ def train(
         try:
             result = _train(run, folder, evaluators, progress, tracker, on_step)
         except TrainingFailed:
-            result = _read_json(folder / "result.json")
+            result = read_json(folder / "result.json")
             raise
         finally:
             track.finish(tracker, result)
@@ -96,7 +95,7 @@ def _train(run, folder, evaluators, progress, tracker, on_step) -> dict[str, Any
         checkpoints = stack.enter_context(contextlib.closing(checkpoint.open_checkpoints(folder)))
         model, opt_state, position = _start(run, checkpoints)
         for name in ("metrics.jsonl", "timing.jsonl"):
-            _truncate(folder / name, position.step)
+            keep_rows(folder / name, position.step)
         bar = stack.enter_context(
             tqdm(
                 total=run.steps,
@@ -115,6 +114,7 @@ def _train(run, folder, evaluators, progress, tracker, on_step) -> dict[str, Any
         try:
             for index, batch in batches:
                 if step is None:
+                    check_batch(batch, run.model.vocabulary, f"the data ({type(run.data).__name__})")
                     bar.set_postfix_str("compiling")
                     with recorded() as position.implementation:
                         step, compile_seconds = _compiled(run, tree, leaves, batch)
@@ -151,11 +151,11 @@ def _train(run, folder, evaluators, progress, tracker, on_step) -> dict[str, Any
     result = _record(run, position) | {
         "status": "finished",
         "weights_hash": checkpoint.weights_hash(named(model)),
-        "final_loss": _rows(folder / "metrics.jsonl")[-1]["loss"],
+        "final_loss": read_rows(folder / "metrics.jsonl")[-1]["loss"],
         "select": evaluated or evaluate("select"),
         "evaluation": evaluate("test"),
     }
-    _write_json(folder / "result.json", result)
+    write_json(folder / "result.json", result)
     return result
 
 
@@ -192,6 +192,8 @@ def _look(waiting: tuple, position: Position, begun: float, bar: tqdm, on_step) 
     """
     metrics, batch = waiting
     values = {name: value.item() for name, value in jax.device_get(metrics).items() if value.ndim == 0}
+    if values["weight"] == 0:
+        raise ValueError(f"batch {position.step} of the data has no weight above 0: it has nothing to learn from")
     for name in ("loss", "gradient_norm"):
         if not math.isfinite(values[name]):
             raise _NotFinite(f"{name.replace('_', ' ')} is {values[name]} at step {position.step + 1}")
@@ -239,8 +241,7 @@ def _log(folder: Path, tracker: Any, run: RunConfig, position: Position, values:
         "compile_seconds": position.compile_seconds,
     }
     for name, values in (("metrics.jsonl", row), ("timing.jsonl", timing)):
-        with _writing(folder / name), (folder / name).open("a") as file:
-            file.write(json.dumps(values) + "\n")
+        add_row(folder / name, values)
     track.log_row(tracker, row)
 
 
@@ -280,7 +281,7 @@ def _failed(run: RunConfig, folder: Path, position: Position, checkpoints, reaso
         + (f"the checkpoint of step {kept[-1]} is kept in {checkpoints.directory}" if kept else "no checkpoint was due")
         + f"; a lower optimizer.learning_rate (now {run.optimizer.learning_rate:g}) or a longer warm-up may help"
     )
-    _write_json(folder / "result.json", _record(run, position) | {"status": "nan", "error": message})
+    write_json(folder / "result.json", _record(run, position) | {"status": "nan", "error": message})
     return TrainingFailed(message)
 
 
@@ -302,19 +303,19 @@ def _opened(folder: Path, run: RunConfig) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RuntimeError(f"another process trains in {folder}; wait for it, or stop it and run again") from None
-        saved = _read_json(folder / "config.json")
+        saved = read_json(folder / "config.json")
         if saved is not None:
             checkpoint.check_config(saved, run, f"{folder}")
         elif products := [n for n in ("metrics.jsonl", "result.json", "checkpoints") if (folder / n).exists()]:
             raise ValueError(f"{folder} has {products[0]} and no config.json: not a whole run; delete it, or move it")
         else:
-            _write_json(folder / "config.json", to_json(run))
+            write_json(folder / "config.json", to_json(run))
         yield
 
 
 def _record_environment(folder: Path) -> None:
     """Writes environment.json; of a resumed run also those before that differed, after a warning if it matters."""
-    before, now = _read_json(folder / "environment.json"), environment()
+    before, now = read_json(folder / "environment.json"), environment()
     earlier = []
     if before is not None:
         earlier = before.pop("earlier", [])
@@ -326,59 +327,4 @@ def _record_environment(folder: Path) -> None:
             )
         if before != now:
             earlier = [*earlier, before]
-    _write_json(folder / "environment.json", now | ({"earlier": earlier} if earlier else {}))
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """The file's value, None if it is not there. Raises ValueError for one that is cut short."""
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is half-written ({error}); delete the run's folder to start anew") from error
-
-
-def _write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    with _writing(path):
-        part.write_text(json.dumps(value, indent=1) + "\n")
-        os.replace(part, path)
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Says what is left when a file cannot be written, a full disk above all."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"it cannot be written ({error.strerror}); checkpoints saved before are intact: free some space, or make "
-            "the folder writable, and run again",
-            str(path),
-        ) from error
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log; a last one that was cut short is left out. Raises ValueError for any other that is broken."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            if number < len(lines):
-                raise ValueError(
-                    f"{path} is broken in line {number} ({error}); delete the folder to start anew"
-                ) from error
-    return rows
-
-
-def _truncate(path: Path, step: int) -> None:
-    """Drops the rows after `step`."""
-    if path.exists():
-        part = path.with_name(path.name + ".part")
-        part.write_text("".join(json.dumps(row) + "\n" for row in _rows(path) if row["step"] <= step))
-        os.replace(part, path)
+    write_json(folder / "environment.json", now | ({"earlier": earlier} if earlier else {}))
