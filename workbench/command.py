@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from workbench import __version__
 
@@ -15,6 +18,8 @@ from workbench import __version__
 def main(arguments: Sequence[str] | None = None) -> int:
     """The `workbench` command. Exit status: 0 done, 1 some run failed, 2 a wrong command or input, 130 stopped."""
     given = parser().parse_args(arguments)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's way to say Ctrl-C
     try:
         return given.call(given) or 0
     except (ValueError, OSError) as error:
@@ -23,6 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"workbench {given.command}: stopped", file=sys.stderr)
         return 130
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def parser() -> argparse.ArgumentParser:

@@ -184,7 +184,8 @@ def test_jobs_below_one_are_refused():
         execute.slots(0)
 
 
-def test_stopping_says_that_the_same_command_resumes_and_leaves_no_process(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_stopping_saves_says_that_the_same_command_resumes_and_leaves_no_process(tmp_path, number):
     path = laid_out(tmp_path)
     path.write_text(EXPERIMENT.replace("steps=40", "steps=100000"))
     command = [sys.executable, "-m", "workbench.command", "run", str(path), "--jobs", "2"]
@@ -197,13 +198,14 @@ def test_stopping_says_that_the_same_command_resumes_and_leaves_no_process(tmp_p
         until = time.monotonic() + 60
         while not list(tmp_path.glob("runs/small/*/timing.jsonl")) and time.monotonic() < until:
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, _ = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 130, out
     assert "the same command resumes" in out
     assert not list(tmp_path.glob("runs/small/*/result.json"))
+    assert list(tmp_path.glob("runs/small/*/checkpoints/*/facts"))
     sizes = {path: path.stat().st_size for path in tmp_path.glob("runs/small/*/timing.jsonl")}
     time.sleep(0.3)
     assert sizes and sizes == {path: path.stat().st_size for path in sizes}

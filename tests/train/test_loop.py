@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -129,6 +130,43 @@ def test_a_loss_that_is_not_a_number_names_its_step_and_keeps_the_last_good_chec
 def test_a_batch_with_nothing_to_learn_from_is_named(run, toy, train, replace, tmp_path):
     with pytest.raises(ValueError, match="batch 3 of the data has no weight above 0"):
         train(replace(run, data=toy(blank=4)), tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_being_asked_to_stop_saves_the_step_and_the_run_goes_on_as_if_it_had_not(run, whole, train, tmp_path, number):
+    before = signal.getsignal(number)
+
+    def ask(step, metrics):
+        if step == 6:  # seen while the step after it runs
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(loop.Stopped, match=f"{number.name} at step 7 of 12; it is saved"):
+        train(run, tmp_path, on_step=ask)
+    assert signal.getsignal(number) is before
+    steps = []
+    result = train(run, tmp_path, on_step=lambda step, _: steps.append(step))
+    assert steps == list(range(8, 13))
+    assert result["weights_hash"] == whole.result["weights_hash"] and result["digest"] == whole.result["digest"]
+    assert (tmp_path / "metrics.jsonl").read_text() == (whole.folder / "metrics.jsonl").read_text()
+
+
+def test_being_asked_twice_does_not_wait(run, train, tmp_path):
+    def ask(step, metrics):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        train(run, tmp_path, on_step=ask)
+    assert not isinstance(caught.value, loop.Stopped)
+
+
+def test_a_weight_that_is_not_finite_is_a_divergence(run, train, tmp_path, monkeypatch):
+    def save(*_):
+        raise FloatingPointError("parameter embedding is not finite after step 4")
+
+    monkeypatch.setattr(loop.checkpoint, "save", save)
+    with pytest.raises(TrainingFailed, match="parameter embedding is not finite after step 4 of 12; no checkpoint"):
+        train(run, tmp_path)
+    assert json.loads((tmp_path / "result.json").read_text())["status"] == "nan"
 
 
 def test_what_an_evaluator_raises_is_no_divergence_and_the_run_goes_on_when_it_is_mended(run, train, tmp_path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import math
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -36,8 +38,12 @@ class TrainingFailed(Exception):
     """A run that cannot go on: its loss, gradient or weights are no longer finite."""
 
 
+class Stopped(KeyboardInterrupt):
+    """Training was asked to stop (Ctrl-C, a notebook's stop button, SIGTERM of a scheduler) and saved where it was."""
+
+
 class _NotFinite(Exception):
-    """A step's loss or gradient; what the evaluators may raise is another matter."""
+    """A step's loss or gradient, or a weight; what the evaluators may raise is another matter."""
 
 
 def train(
@@ -58,6 +64,7 @@ def train(
     Step n is the n-th update, on batch n - 1. Tokens are positions read, padding included; seconds are of training
     alone, without compiling, evaluating and saving.
 
+    Ctrl-C and SIGTERM end it after the step that runs, saved, with Stopped (a KeyboardInterrupt); a second one at once.
     Raises TrainingFailed, naming the step, when the loss is not finite (checkpoints stay); ValueError for a folder
     that holds another config (naming the first difference) or is half-written; RuntimeError while another process
     trains there; OSError when the folder cannot be written.
@@ -107,6 +114,7 @@ def _train(run, folder, evaluators, progress, tracker, on_step) -> dict[str, Any
             )
         )
         batches = stack.enter_context(contextlib.closing(prefetch(stream, position.step, run.steps)))
+        stopping = stack.enter_context(_asked_to_stop())
         leaves, tree = jax.tree.flatten((model, opt_state))
         step = None
         waiting = None  # the step before, which is looked at while the next one runs
@@ -129,7 +137,7 @@ def _train(run, folder, evaluators, progress, tracker, on_step) -> dict[str, Any
                 last = done == run.steps
                 evaluating = last or _due(done, run.evaluate_every)
                 logging = evaluating or _due(done, run.log_every)
-                saving = last or _due(done, run.checkpoint_every)
+                saving = last or stopping or _due(done, run.checkpoint_every)
                 if not (logging or saving):
                     continue
                 values = _look(waiting, position, begun, bar, on_step)
@@ -142,7 +150,13 @@ def _train(run, folder, evaluators, progress, tracker, on_step) -> dict[str, Any
                     _log(folder, tracker, run, position, values, evaluated if evaluating else {})
                 if saving:
                     score = _score(evaluated) if evaluating else None
-                    checkpoint.save(checkpoints, run, model, opt_state, position, score)
+                    try:
+                        checkpoint.save(checkpoints, run, model, opt_state, position, score)
+                    except FloatingPointError as error:
+                        raise _NotFinite(str(error)) from None
+                if stopping and not last:
+                    checkpoint.wait(checkpoints)
+                    raise Stopped(f"{run.name}: {stopping[0]} at step {done} of {run.steps}; it is saved, run it again")
                 begun = time.perf_counter()
             checkpoint.wait(checkpoints)
         except _NotFinite as error:
@@ -157,6 +171,30 @@ def _train(run, folder, evaluators, progress, tracker, on_step) -> dict[str, Any
     }
     write_json(folder / "result.json", result)
     return result
+
+
+@contextlib.contextmanager
+def _asked_to_stop() -> Iterator[list[str]]:
+    """Names the signal once SIGINT or SIGTERM has come, which then waits for the step; a second one does not wait.
+
+    Python takes signals in its main thread alone: elsewhere they do what they did.
+    """
+    asked: list[str] = []
+    before = {}
+
+    def ask(number, frame):
+        asked.append(signal.Signals(number).name)
+        signal.signal(number, before[number])
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, ask)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _start(run: RunConfig, checkpoints) -> tuple[Any, Any, Position]:
