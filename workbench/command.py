@@ -8,6 +8,7 @@ import json
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
 
   workbench sizes experiments/phonebook.py      what would be compared, before anything runs
   workbench run experiments/phonebook.py        train, evaluate, report; again: resume, or do nothing
+  workbench status runs/phonebook               how far every run is, from any terminal
   workbench report runs/phonebook               make the report again from the folders
 
 `workbench COMMAND --help` explains each.""",
@@ -86,10 +88,38 @@ A run that fails is named at the end and marked in the report; the others go on,
         "report",
         _report,
         "make the report of a study again from its folders",
-        """example:
-  workbench report runs/phonebook       writes runs/phonebook/report.html, its figures and their numbers""",
+        """examples:
+  workbench report runs/phonebook                     writes runs/phonebook/report.html, its figures and their numbers
+  workbench report runs/phonebook --paste markdown    prints the tables alone, to paste; or latex""",
     )
     each.add_argument("folder", metavar="STUDY_FOLDER")
+    each.add_argument("--paste", choices=("markdown", "latex"), help="print the tables in this form and make no page")
+
+    each = command(
+        "status",
+        _status,
+        "print how far every run of a study is",
+        """examples:
+  workbench status runs/phonebook
+  workbench status runs/phonebook --watch      again every two seconds, until nothing runs
+
+Told from the folder alone: from another terminal, or another machine that sees the folder.""",
+    )
+    each.add_argument("folder", metavar="STUDY_FOLDER")
+    each.add_argument("--watch", action="store_true", help="again every two seconds, until nothing runs or waits")
+    each.add_argument("--json", action="store_true", help="a list of objects instead of a table")
+
+    each = command(
+        "diff",
+        _diff,
+        "print what sets two runs apart: config, data, first weights, code, machine, result",
+        """example:
+  workbench diff runs/phonebook/phonebook-mamba-s3-1a2b3c4d runs/phonebook/phonebook-mamba-s4-5e6f7a8b
+
+Exit status 0 where nothing differs, 1 where something does.""",
+    )
+    each.add_argument("first", metavar="RUN_FOLDER")
+    each.add_argument("second", metavar="RUN_FOLDER")
 
     each = command(
         "sizes",
@@ -150,9 +180,38 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _report(given: argparse.Namespace) -> None:
+    if given.paste:
+        from workbench.study.collect import collect
+        from workbench.study.report import pasted
+
+        print(pasted(collect(given.folder), given.paste))
+        return
     from workbench.study.execute import compare
 
     print(f"report: {compare(Path(given.folder))}")
+
+
+def _status(given: argparse.Namespace) -> None:
+    from workbench.study import status
+
+    while True:
+        found = status.states(given.folder)
+        text = status.as_json(found) if given.json else status.table(found)
+        if not given.watch:
+            print(text)
+            return
+        print(f"\x1b[2J\x1b[H{text}" if sys.stdout.isatty() else text, flush=True)
+        if all(each.state in status.ENDED for each in found) or not any(each.state == "running" for each in found):
+            return
+        time.sleep(2)
+
+
+def _diff(given: argparse.Namespace) -> int:
+    from workbench.study import diff
+
+    found = diff.diff(given.first, given.second)
+    print(diff.describe(found))
+    return 1 if any(found.values()) else 0
 
 
 def _sizes(given: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ import pytest
 from workbench.config import load_file
 from workbench.study import figures
 from workbench.study.collect import collect
-from workbench.study.report import html, report, terminal_table
+from workbench.study.report import html, pasted, report, terminal_table
 
 fake = load_file(Path(__file__).with_name("fake_study.py"))
 
@@ -138,3 +138,19 @@ def test_a_study_in_which_nothing_finished_still_reports(tmp_path):
     fake.phonebook(tmp_path, "hybrid", 0, status="nan", error="loss is nan at step 3")
     page = report(tmp_path).read_text()
     assert "loss is nan at step 3" in page and "no arm is ranked" in page
+
+
+def test_the_tables_can_be_pasted_as_markdown_and_as_latex(troubled):
+    markdown, latex = (pasted(collect(troubled[0]), form) for form in ("markdown", "latex"))
+    tables = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert len({line.count(" | ") for line in tables[:6]}) == 1
+    assert (
+        "| hybrid |" in markdown
+        and "| transformer (not ranked) |" in markdown
+        and "[" in tables[2]
+        and "Made by `workbench" in markdown
+    )
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 2
+    for line in latex.splitlines():
+        if line.endswith(r"\\"):
+            assert not re.search(r"(?<!\\)[%_#$]", line)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import re
 import shlex
 import textwrap
 from collections.abc import Sequence
@@ -186,6 +187,43 @@ def terminal_table(study: Study) -> str:
     for sentence in judge.headline(study):
         out += textwrap.wrap(sentence, 108)
     return "\n".join(out)
+
+
+def pasted(study: Study, form: str) -> str:
+    """Every task's table as Markdown or LaTeX (booktabs), intervals in it; arms that are not ranked say so."""
+    out = []
+    for task in study.tasks:
+        heads = [name for name, _ in columns(study, task)]
+        body = []
+        for _, cells, verdict in rows(study, task):
+            line = [" ".join(cell.split("\n")[:1]).replace("\u00a0", " ") for cell in cells]
+            body.append([line[0] + ("" if verdict.ranked else " (not ranked)"), *line[1:]])
+        right = [number for _, number in columns(study, task)]
+        out.append(_markdown(heads, body, right) if form == "markdown" else _latex(heads, body, right))
+    said = f"{judge.first_line(study)} Made by `{command(study)}`."
+    return "\n\n".join([*out, said if form == "markdown" else f"% {said}"])
+
+
+def _markdown(heads: list[str], body: list[list[str]], right: list[bool]) -> str:
+    lines = [heads, ["--:" if number else "---" for number in right], *body]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def _latex(heads: list[str], body: list[list[str]], right: list[bool]) -> str:
+    def line(cells):
+        return " & ".join(re.sub(r"([%&_#$])", r"\\\1", cell).replace("–", "--") for cell in cells) + r" \\"
+
+    return "\n".join(
+        [
+            f"\\begin{{tabular}}{{{''.join('r' if number else 'l' for number in right)}}}",
+            r"\toprule",
+            line(heads),
+            r"\midrule",
+            *map(line, body),
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    )
 
 
 SPARE = ("FLOPs/token", "seconds", "steps")  # columns that the report has as well, in the order in which they go

@@ -337,10 +337,7 @@ def _opened(folder: Path, run: RunConfig) -> Iterator[None]:
             error.errno, f"the run's folder cannot be written ({error.strerror}); give another one", str(folder)
         ) from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(f"another process trains in {folder}; wait for it, or stop it and run again") from None
+        _hold(lock, folder)
         saved = read_json(folder / "config.json")
         if saved is not None:
             checkpoint.check_config(saved, run, f"{folder}")
@@ -349,6 +346,16 @@ def _opened(folder: Path, run: RunConfig) -> Iterator[None]:
         else:
             write_json(folder / "config.json", to_json(run))
         yield
+
+
+def _hold(lock: Any, folder: Path) -> None:
+    """Takes the lock; tried a few times, since `workbench status` looks at it by holding it for an instant."""
+    for _ in range(5):
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.05)
+    raise RuntimeError(f"another process trains in {folder}; wait for it, or stop it and run again")
 
 
 def _record_environment(folder: Path) -> None:
