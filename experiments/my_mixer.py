@@ -1,5 +1,7 @@
-"""A mixer of your own beside the arms of phonebook.py, in 15 minutes: same data, seeds and parameters.
-Copy this file where it is, change both classes, `workbench check FILE` until all holds, then `workbench run FILE`."""
+"""Question: how does a mixer of my own compare with the arms of phonebook.py, on the same data, seeds and parameters?
+Command: copy this file, change both classes, `workbench check FILE` until all holds, then `workbench run FILE`
+Cost: that of phonebook.py and a quarter more; writing the mixer: 15 minutes.
+Answer: an example; not run yet."""
 
 from dataclasses import dataclass
 from pathlib import Path

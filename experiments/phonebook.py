@@ -28,6 +28,7 @@ from workbench.config import (
     MLPConfig,
     ModelConfig,
     OptimizerConfig,
+    Packages,
     PhonebookConfig,
     PhonebookEvaluation,
     RunConfig,
@@ -72,7 +73,7 @@ PACKAGES = (
     "beautifulsoup4", "click", "jupyter-server", "opt-einsum", "platformdirs", "prompt-toolkit", "requests",
 )
 # fmt: on
-TEXT = {scale: TextConfig(packages=PACKAGES, length=256, batch=4) for scale in SCALES}
+TEXT = {scale: TextConfig(sources=(Packages(PACKAGES),), length=256, batch=4) for scale in SCALES}
 STEPS = {"demo": {"phonebook": 6000, "text": 500}, "full": {"phonebook": 15_000, "text": 3000}}
 SEEDS = {"demo": {"phonebook": (3, 4), "text": (3,)}, "full": {"phonebook": (5, 6, 7), "text": (5, 6, 7)}}
 

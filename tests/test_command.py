@@ -1,13 +1,14 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from workbench import __version__
 from workbench.command import main
 
-COMMANDS = ("run", "report", "sizes", "evaluate", "check")
+COMMANDS = ("run", "report", "status", "diff", "sizes", "evaluate", "check")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -120,3 +121,9 @@ def test_a_file_without_a_layer_is_refused(tmp_path, capsys):
     (tmp_path / "nolayer.py").write_text("x = 1\n")
     assert main(["check", str(tmp_path / "nolayer.py")]) == 2
     assert "defines no layer config" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    command = f"{sys.executable} -m workbench.command sizes experiments/phonebook.py --json | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.stdout.startswith("[") and done.stderr == ""

@@ -14,6 +14,7 @@ from workbench.config import (
     MLPConfig,
     ModelConfig,
     OptimizerConfig,
+    Packages,
     PhonebookConfig,
     PhonebookEvaluation,
     RunConfig,
@@ -71,7 +72,12 @@ def a_run(**changes):
 
 def a_text_run():
     return RunConfig(
-        "study", "mamba", ModelConfig("(S-)x2", 32, 257), TextConfig(packages=("pip",)), TextEvaluation(), role="tuning"
+        "study",
+        "mamba",
+        ModelConfig("(S-)x2", 32, 257),
+        TextConfig((Packages(("pip",)),), tokenizer="bytes"),
+        TextEvaluation(),
+        role="tuning",
     )
 
 
@@ -224,6 +230,8 @@ OTHER = {  # another legal value for the fields where adding one is not
     "model.symbols.-.activation": "swiglu",
     "data.entries": (2, 3),
     "evaluation.entries": (2, 3),
+    "optimizer.schedule": "wsd",
+    "z_loss": 1e-4,
     "role": "long",
 }
 
@@ -250,6 +258,14 @@ def test_every_field_can_be_overridden_and_changes_the_hash_and_the_differences(
         assert differences(run, other)[0].startswith(f"{path}: ")
         seen.add(short_hash(other))
     assert len(seen) == len(paths) + 1
+
+
+def test_what_holds_whole_configs_is_not_overridden_by_text():
+    run = RunConfig("s", "a", ModelConfig("-", 32, 512), TextConfig((Packages(("pip",)),)), TextEvaluation())
+    with pytest.raises(ValueError, match=r"'data\.sources' holds whole configs; change it in the experiment's file"):
+        override(run, "data.sources=pip")
+    assert override(run, "data.weights=1,2").data.weights == (1.0, 2.0)
+    assert override(run, "data.tokenizer=bpe-512").data.tokenizer == "bpe-512"
 
 
 def test_a_control_names_the_arm_that_it_differs_from():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import signal
 import sys
 import threading
@@ -23,6 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's way to say Ctrl-C
     try:
         return given.call(given) or 0
+    except BrokenPipeError:  # whoever read the output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:
         print(f"workbench {given.command}: {error}", file=sys.stderr)
         return 2
@@ -81,6 +85,7 @@ A run that fails is named at the end and marked in the report; the others go on,
     each.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="changes to every run")
     each.add_argument("--scale", help="one of the file's SCALES (default: the first)")
     each.add_argument("--jobs", type=int, help="runs at a time (default: one a core, at most 8; one on a GPU)")
+    each.add_argument("--layout", default="", help="devices and memory of a step, such as data=4,tensor=2,micro=2")
     each.add_argument("--tune", action="store_true", help="run the tuning runs and choose the learning rates")
     each.add_argument("--wandb", choices=("online", "offline", "disabled"), default="offline", help="default: offline")
 
@@ -175,6 +180,7 @@ def _run(given: argparse.Namespace) -> int:
         jobs=given.jobs,
         wandb=given.wandb,
         tune=given.tune,
+        layout=given.layout,
     )
     return 1 if outcome.failures else 0
 

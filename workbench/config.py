@@ -309,10 +309,49 @@ class PhonebookConfig:
 
 
 @dataclass(frozen=True)
-class TextConfig:
-    """Bytes of the Python source of installed packages, split by package. See workbench.data.text."""
+class Packages:
+    """Python source of installed pure-Python distributions: fixed by the lock file's hashes, nothing to download."""
 
-    packages: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()  # distributions; a package is a group
+
+
+@dataclass(frozen=True)
+class Files:
+    """Local documents: a text file each, a line of .jsonl (.gz, .zst) each, or a row of .parquet each."""
+
+    paths: tuple[str, ...] = ()  # files and globs, ** for any depth
+    text: str = "text"  # the field that holds a document
+    group: str = ""  # the field that splits are made by; without one a document, or of text files their folder
+
+
+@dataclass(frozen=True)
+class HuggingFace:
+    """A dataset of the hub, or a local folder in its form (needs the package datasets)."""
+
+    path: str
+    name: str | None = None
+    split: str = "train"  # of the dataset; train, select and test are made of it by group
+    revision: str | None = None
+    text: str = "text"
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Megatron:
+    """Megatron's prefix.bin and prefix.idx, read back to text by the tokenizer that they were made with."""
+
+    prefix: str
+    tokenizer: str
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Real text in documents, split by group (package, project). See workbench.data.text."""
+
+    sources: tuple[Any, ...] = ()  # Packages, Files, HuggingFace, Megatron
+    weights: tuple[float, ...] = ()  # of the sources in every stretch of rows; () for every row once an epoch
+    tokenizer: str = "bytes"  # "bytes", "bpe-4096" (trained on the train split), a file, or a name on the hub
+    held_out: float = 0.0  # fraction of the training groups' documents that make the split "same"
     length: int = 256
     batch: int = 8
     seed: int = 0
@@ -324,8 +363,9 @@ class TextConfig:
 
     @property
     def vocabulary(self) -> int:
-        """Document boundary and the 256 bytes."""
-        return 257
+        from workbench.data.tokenizer import size
+
+        return size(self.tokenizer)
 
 
 @dataclass(frozen=True)
@@ -355,13 +395,18 @@ class TextEvaluation:
         return evaluator(self, run)
 
 
+SCHEDULES = ("cosine", "wsd")
+
+
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with warm-up and cosine, the same for every architecture; what is decayed is decided by name."""
+    """AdamW with warm-up and a schedule, the same for every architecture; what is decayed is decided by name."""
 
     learning_rate: float = 1e-3
+    schedule: str = "cosine"  # or "wsd": warm-up, stable, decay
     final: float = 0.1  # last rate as a fraction of the highest
     warmup: float = 0.1  # fraction of the run's steps
+    cooldown: float = 0.2  # fraction of the run's steps in which "wsd" comes down
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
@@ -371,6 +416,10 @@ class OptimizerConfig:
     def __post_init__(self):
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"optimizer.learning_rate is {self.learning_rate}; it must be a positive number")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"optimizer.schedule {self.schedule!r}: {nearest(self.schedule, SCHEDULES)}")
+        if not 0 < self.cooldown <= 1:
+            raise ValueError(f"optimizer.cooldown is {self.cooldown:g}; it is a fraction of the run's steps, 0 to 1")
 
     def warmup_steps(self, steps: int) -> int:
         """Steps of warm-up in a run of `steps`. Raises ValueError unless `warmup` is a fraction."""
@@ -380,6 +429,39 @@ class OptimizerConfig:
                 "such as 0.1 for a tenth of them"
             )
         return round(self.warmup * steps)
+
+
+REMAT = ("none", "products", "all")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a step is laid out over devices and memory: never what is computed, so no part of what a run is.
+
+    Rows are divided over data and fsdp, parameters over fsdp and tensor; data x fsdp x tensor devices are used.
+    """
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+    micro: int = 1  # parts of a batch that are run one after the other, their gradients added up
+    remat: str = "none"  # what the backward pass makes again: nothing, all but matrix products, or all of a layer
+
+    def __post_init__(self):
+        for name in ("data", "fsdp", "tensor", "micro"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"layout.{name} must be at least 1; got {getattr(self, name)}")
+        if self.remat not in REMAT:
+            raise ValueError(f"layout.remat {self.remat!r}: {nearest(self.remat, REMAT)}")
+
+    @property
+    def devices(self) -> int:
+        return self.data * self.fsdp * self.tensor
+
+    @staticmethod
+    def read(text: str) -> Layout:
+        """`data=4,tensor=2` as a layout, "" as one device's. Raises ValueError on an unknown name or a wrong value."""
+        return override(Layout(), *(part for part in text.split(",") if part.strip()))
 
 
 ROLES = ("result", "tuning", "control", "state", "long")
@@ -400,6 +482,7 @@ class RunConfig:
     evaluate_every: int = 0  # steps between evaluations on the select split; 0 for none before the end
     checkpoint_every: int = 0  # steps between checkpoints; 0 for the last step alone
     log_every: int = 20  # steps between rows of metrics.jsonl
+    z_loss: float = 0.0  # weight of the squared logarithm of the softmax's total, which keeps logits near zero
     role: str = "result"  # result, tuning, control, state or long (twice the steps): what the report does with it
     control_of: str = ""  # of a control: the arm that it differs from, in one thing
 
@@ -479,6 +562,8 @@ def _replace(value: Any, path: list[str], text: str, whole: str) -> Any:
     elif dataclasses.is_dataclass(present := getattr(value, head)) or isinstance(present, Mapping):
         names = present if isinstance(present, Mapping) else _hints(type(present))
         raise ValueError(f"{whole!r} is a whole config; name one of its fields: {', '.join(names)}")
+    elif typing.get_args(hints[head])[:1] == (Any,):
+        raise ValueError(f"{whole!r} holds whole configs; change it in the experiment's file")
     else:
         new = _read(text, hints[head], whole)
     return dataclasses.replace(value, **{head: new})

@@ -1,4 +1,4 @@
-"""The JSON files of a run's and a study's folder: written whole or not at all, and said so when they are damaged."""
+"""Files that are kept: JSON of runs and studies, whole or not at all and said so when damaged; the cache's place."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+
+def cache_folder() -> Path:
+    """What can be made again is kept here: $XDG_CACHE_HOME/workbench, or ~/.cache/workbench."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "workbench"
 
 
 def read_json(path: Path) -> Any | None:

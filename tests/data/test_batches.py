@@ -22,7 +22,7 @@ class Counted:
 
 
 def loaders():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("grain-prefetch")]
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
@@ -68,6 +68,9 @@ def test_no_thread_is_left_behind(how):
             list(batches)
     else:
         list(batches)
+    deadline = time.monotonic() + 5
+    while loaders() != before and time.monotonic() < deadline:  # it ends with the batch that it was making
+        time.sleep(0.001)
     assert loaders() == before
 
 

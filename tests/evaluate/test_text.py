@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from workbench.config import ModelConfig, PhonebookConfig, RunConfig, TextConfig, TextEvaluation
+from workbench.config import ModelConfig, Packages, PhonebookConfig, RunConfig, TextConfig, TextEvaluation
 from workbench.evaluate.text import bits_per_byte, evaluator
 from workbench.model.language_model import create
 from workbench.train.loss import loss
@@ -16,7 +16,7 @@ RUN = RunConfig(
     study="study",
     arm="arm",
     model=ModelConfig(pattern="*-", width=16, vocabulary=257),
-    data=TextConfig(packages=PACKAGES, length=64),
+    data=TextConfig((Packages(PACKAGES),), length=64),
     evaluation=TextEvaluation(rows=21, length=48),
 )
 
@@ -36,7 +36,7 @@ def model():
 def test_a_model_that_knows_nothing_needs_the_logarithm_of_the_vocabulary(model):
     blank = jax.tree.map(lambda leaf: leaf * 0, model)
     result = evaluator(RUN.evaluation, RUN)(blank, "test")
-    for part in (result["bits_per_byte"], *result["by_package"].values()):
+    for part in (result["bits_per_byte"], *result["by_group"].values()):
         assert part["mean"] == pytest.approx(math.log2(257), rel=1e-6)
     assert result["bits_per_byte"]["high"] - result["bits_per_byte"]["low"] < 1e-5
 
@@ -45,7 +45,7 @@ def test_a_model_that_knows_nothing_needs_the_logarithm_of_the_vocabulary(model)
 def test_bits_per_byte_are_the_training_loss_of_the_same_rows(model, split):
     stream = dataclasses.replace(RUN.data, length=48).stream(split)
     rows = np.linspace(0, stream.rows - 1, 21).round().astype(int)
-    total, metrics = jax.jit(loss)(model, stream.read(rows)[0])
+    total, metrics = jax.jit(loss)(model, stream.read(rows).batch)
     found = evaluator(RUN.evaluation, RUN)(model, split)["bits_per_byte"]
     assert found["bytes"] == int(metrics["weight"])
     assert found["mean"] == pytest.approx(float(total) / float(metrics["weight"]) / math.log(2), rel=1e-5)
@@ -63,7 +63,7 @@ def test_how_rows_are_batched_changes_nothing(model, monkeypatch):
 
 def test_packages_and_their_bytes_make_up_the_whole(model):
     result = json.loads(json.dumps(evaluator(RUN.evaluation, RUN)(model, "test")))
-    whole, parts = result["bits_per_byte"], result["by_package"]
+    whole, parts = result["bits_per_byte"], result["by_group"]
     assert set(parts) == {"click", "requests"}
     assert sum(part["bytes"] for part in parts.values()) == whole["bytes"]
     assert sum(part["mean"] * part["bytes"] for part in parts.values()) == pytest.approx(whole["mean"] * whole["bytes"])

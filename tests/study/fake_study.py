@@ -5,7 +5,15 @@ import json
 import numpy as np
 
 from workbench.config import ModelConfig as Model
-from workbench.config import PhonebookConfig, PhonebookEvaluation, RunConfig, TextConfig, TextEvaluation, to_json
+from workbench.config import (
+    Packages,
+    PhonebookConfig,
+    PhonebookEvaluation,
+    RunConfig,
+    TextConfig,
+    TextEvaluation,
+    to_json,
+)
 from workbench.evaluate.interval import clustered
 
 PATTERNS = {"transformer": "*-*-", "mamba": "SSSS", "mamba2": "MMMM", "hybrid": "M-M*M-"}
@@ -88,7 +96,7 @@ def source(folder, arm, seed, **changes):
     """One finished text run."""
     run = RunConfig(
         study="phonebook", arm=arm, seed=seed, steps=900, model=Model(PATTERNS[arm], 64, 257),
-        data=TextConfig(("requests",), seed=seed), evaluation=TextEvaluation(),
+        data=TextConfig((Packages(("requests",)),), seed=seed), evaluation=TextEvaluation(),
     )  # fmt: skip
     level = {"transformer": 2.61, "mamba": 2.44, "mamba2": 2.42, "hybrid": 2.38}[arm]
     hard = {
@@ -110,7 +118,7 @@ def source(folder, arm, seed, **changes):
         for s in range(20, 901, 20)
     ]
     bits = {"mean": mean, "low": mean - 0.04, "high": mean + 0.04, "bytes": 195_000}
-    return _write(folder, run, rows, {"text": {"bits_per_byte": bits, "by_package": packages}}, "cd" * 32, **changes)
+    return _write(folder, run, rows, {"text": {"bits_per_byte": bits, "by_group": packages}}, "cd" * 32, **changes)
 
 
 def _write(folder, run, rows, evaluation, digest, status="finished", **changes):

@@ -41,7 +41,7 @@ for step in range(20, run["steps"] + 1, 20):
     time.sleep(0.05)
 if run["arm"] == "bad":
     raise ValueError("this arm is bad")
-seen = {"cores": sorted(os.sched_getaffinity(0)), "flags": os.environ.get("XLA_FLAGS", "")}
+seen = {"layout": layout, "cores": sorted(os.sched_getaffinity(0)), "flags": os.environ.get("XLA_FLAGS", "")}
 (folder / "result.json").write_text(json.dumps({"run": folder.name, "status": "finished", **seen}))
 """
 
@@ -62,7 +62,7 @@ def notebook(path, parameters, code):
 def laid_out(root: Path) -> Path:
     """A root with an experiment and notebooks that stand for the real ones; the experiment's path."""
     (root / "experiments").mkdir()
-    declared = 'config: str = ""\nfolder: str = ""\nwandb: str = ""\nprogress: bool = True'
+    declared = 'config: str = ""\nfolder: str = ""\nwandb: str = ""\nprogress: bool = True\nlayout: str = ""'
     notebook(root / "notebooks/train.ipynb", declared, TRAIN)
     notebook(root / "notebooks/compare.ipynb", 'study: str = ""', COMPARE)
     path = root / "experiments" / "small.py"
@@ -117,6 +117,19 @@ def test_each_process_is_pinned_to_the_cores_of_its_slot_with_one_thread(ran):
         if len(seen["cores"]) == 1:
             assert "intra_op_parallelism_threads=1" in seen["flags"]
     assert os.sched_getaffinity(0) == before
+
+
+def test_a_layout_of_several_devices_has_the_machine_to_itself(tmp_path):
+    path = laid_out(tmp_path)
+    path.write_text(EXPERIMENT.replace('("good", "bad", "other")', '("good",)'))
+    experiment = load(path)
+    with pytest.raises(ValueError, match="a layout of 2 devices runs one at a time"):
+        execute.run(experiment, layout="data=2", jobs=2)
+    with pytest.raises(ValueError, match="no field 'date'; did you mean 'data'"):
+        execute.run(experiment, layout="date=2")
+    execute.run(experiment, layout="data=2,remat=all")
+    found = result(experiment, "good")
+    assert found["layout"] == "data=2,remat=all" and found["cores"] == sorted(os.sched_getaffinity(0))
 
 
 def test_running_again_tries_only_what_failed(ran):
@@ -185,7 +198,7 @@ def test_jobs_below_one_are_refused():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_stopping_saves_says_that_the_same_command_resumes_and_leaves_no_process(tmp_path, number):
+def test_stopping_says_that_the_same_command_resumes_and_leaves_no_process(tmp_path, number):
     path = laid_out(tmp_path)
     path.write_text(EXPERIMENT.replace("steps=40", "steps=100000"))
     command = [sys.executable, "-m", "workbench.command", "run", str(path), "--jobs", "2"]
@@ -205,7 +218,6 @@ def test_stopping_saves_says_that_the_same_command_resumes_and_leaves_no_process
     assert process.returncode == 130, out
     assert "the same command resumes" in out
     assert not list(tmp_path.glob("runs/small/*/result.json"))
-    assert list(tmp_path.glob("runs/small/*/checkpoints/*/facts"))
     sizes = {path: path.stat().st_size for path in tmp_path.glob("runs/small/*/timing.jsonl")}
     time.sleep(0.3)
     assert sizes and sizes == {path: path.stat().st_size for path in sizes}

@@ -28,6 +28,24 @@ def test_a_run_of_nothing_but_warm_up_or_nothing_but_cosine_has_a_schedule(warmu
     assert rates[-1] == pytest.approx(1.0 if warmup else 0.1)
 
 
+def test_the_other_schedule_stays_at_the_peak_and_comes_down_at_the_end():
+    config = OptimizerConfig(learning_rate=2e-3, schedule="wsd", final=0.1, warmup=0.1, cooldown=0.2)
+    rates = np.array(schedule(config, 100)(np.arange(100)))
+    expected = [2e-3 * (i + 1) / 10 for i in range(10)] + [2e-3] * 70
+    expected += [2e-3 * (1 - 0.9 * math.sqrt(i / 20)) for i in range(1, 21)]
+    np.testing.assert_allclose(rates, expected, rtol=2e-6)
+    assert rates[-1] == pytest.approx(2e-4)
+
+
+def test_a_schedule_that_is_not_there_or_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match=r"optimizer\.schedule 'cosin': did you mean 'cosine'"):
+        OptimizerConfig(schedule="cosin")
+    with pytest.raises(ValueError, match="cooldown is 0; it is a fraction"):
+        OptimizerConfig(cooldown=0)
+    with pytest.raises(ValueError, match="are more than the whole run"):
+        schedule(OptimizerConfig(schedule="wsd", warmup=0.5, cooldown=0.6), 100)
+
+
 @pytest.mark.parametrize("warmup", [100, -0.1])
 def test_a_warm_up_that_is_no_fraction_of_the_run_is_refused(warmup):
     with pytest.raises(ValueError, match=rf"optimizer\.warmup is {warmup}; it is a fraction of the run's 50 steps"):

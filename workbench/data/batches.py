@@ -1,36 +1,50 @@
-"""Batches made in the background while a step runs."""
+"""Batches made in the background while a step runs, and what a batch has to be."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 
+@dataclass(frozen=True)
+class _Steps:
+    """A stream's batches as a source of Grain's: any of them can be asked for."""
+
+    stream: Any
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, index: int) -> tuple[int, dict[str, np.ndarray]]:
+        return self.start + index, self.stream.batch(self.start + index)
+
+
 def prefetch(stream: Any, start: int, stop: int, depth: int = 2) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """(step, stream.batch(step)) for steps start..stop-1, in order, at most `depth` made ahead by one thread.
+    """(step, stream.batch(step)) for steps start..stop-1, in order, at most `depth` made ahead by a thread of Grain's.
 
     What stream.batch raises is raised here, at its step, with its traceback. Closing the iterator ends the thread.
     """
     if depth < 1:
         raise ValueError(f"prefetch keeps at least 1 batch ahead; got depth {depth}")
-    return _prefetch(stream, start, stop, depth)
+    return _prefetch(_Steps(stream, start, stop), depth)
 
 
-def _prefetch(stream, start, stop, depth):
-    pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
+def _prefetch(steps: _Steps, depth: int):
+    if not len(steps):
+        return
+    import grain
+
+    data = grain.MapDataset.source(steps)
+    ahead = iter(data.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=depth)))
     try:
-        ahead = deque(pool.submit(stream.batch, step) for step in range(start, min(start + depth, stop)))
-        for step in range(start, stop):
-            batch = ahead.popleft().result()
-            if step + depth < stop:
-                ahead.append(pool.submit(stream.batch, step + depth))
-            yield step, batch
+        yield from ahead
     finally:
-        pool.shutdown(cancel_futures=True)
+        ahead.close()
 
 
 def check_batch(batch: Any, vocabulary: int, source: str) -> None:

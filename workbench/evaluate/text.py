@@ -1,4 +1,4 @@
-"""Bits per byte of a model on the text of packages that were not trained on."""
+"""Bits per byte of a model on text of groups (packages, projects) that were not trained on."""
 
 from __future__ import annotations
 
@@ -6,26 +6,29 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
+from zlib import crc32
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from workbench.config import RunConfig, TextConfig, TextEvaluation
-from workbench.data.text import TextStream
+from workbench.data.text import Rows, TextStream
 from workbench.evaluate.interval import t_quantile
 from workbench.model.language_model import LanguageModel
 from workbench.train.loss import negative_log_likelihood
 
 TOKENS = 4096  # read at a time, so that memory doesn't grow with the number of rows
+GROUPS = 100  # most that are told apart
 
 
 def evaluator(config: TextEvaluation, run: RunConfig) -> Callable[[LanguageModel, str], dict]:
-    """A function of (model, split): {"score", "bits_per_byte": {mean, low, high, ...}, "by_package": {name: ...}}.
+    """A function of (model, split): {"score", "bits_per_byte": {mean, low, high, ...}, "by_group": {name: ...}}.
 
     Reads `config.rows` rows spread evenly over the split's documents in their own order, the same for every seed and
-    arm; each byte is scored once, from its document's earlier bytes in the row. Raises ValueError if the run's data is
-    not text, or the rows hold a single document.
+    arm; each byte is scored once, from its document's earlier bytes in the row. With data.held_out the test has
+    "same_groups" too: bits per byte on the documents of training groups that were held out. Raises ValueError if the
+    run's data is not text, or the rows hold a single document.
     """
     if not isinstance(run.data, TextConfig):
         raise ValueError(f"bits per byte needs text; the run's data is {type(run.data).__name__}, not TextConfig")
@@ -37,37 +40,55 @@ def evaluator(config: TextEvaluation, run: RunConfig) -> Callable[[LanguageModel
     def stream(split: str) -> TextStream:
         return data.stream(split)
 
-    def evaluate(model: LanguageModel, split: str = "test") -> dict:
+    def measured(model: LanguageModel, split: str) -> tuple[np.ndarray, np.ndarray, TextStream]:
+        """Nats and bytes of each document of the split, as far as they were read."""
         source = stream(split)
-        nats, count = np.zeros((2, len(source.sizes)))
-        for batch, documents in _batches(source, _spread(source.rows, config.rows)):
+        nats, count = np.zeros((2, len(source.documents.sizes)))
+        for read in _batches(source, _spread(source.rows, config.rows)):
+            batch = read.batch
             loss = np.asarray(_nats(model, batch["tokens"], batch["targets"], batch["segments"]), np.float64)
-            read = documents >= 0
-            nats += np.bincount(documents[read], loss[read], len(nats))
-            count += np.bincount(documents[read], minlength=len(nats))
-        packages = np.array(source.packages)
-        seen = {name: (packages == name) & (count > 0) for name in sorted(set(source.packages))}
-        bits = bits_per_byte(nats[count > 0], count[count > 0], packages[count > 0])
-        return {
-            "score": -bits["mean"],
-            "bits_per_byte": bits,
-            "by_package": {name: _summary(nats[mask], count[mask]) for name, mask in seen.items() if mask.any()},
-        }
+            real = read.documents >= 0
+            nats += np.bincount(read.documents[real], loss[real], len(nats))
+            count += np.bincount(read.documents[real], read.bytes[real], len(nats))
+        return nats, count, source
+
+    def evaluate(model: LanguageModel, split: str = "test") -> dict:
+        nats, count, source = measured(model, split)
+        group, names = _gathered(source.documents.group, source.documents.groups)
+        seen = count > 0
+        bits = bits_per_byte(nats[seen], count[seen], group[seen])
+        masks = {name: (group == number) & seen for number, name in enumerate(names)}
+        by_group = {name: _summary(nats[mask], count[mask]) for name, mask in sorted(masks.items()) if mask.any()}
+        found = {"score": -bits["mean"], "bits_per_byte": bits, "by_group": by_group}
+        if split == "test" and run.data.held_out:
+            nats, count, source = measured(model, "same")
+            seen = count > 0
+            group, _ = _gathered(source.documents.group, source.documents.groups)
+            found["same_groups"] = bits_per_byte(nats[seen], count[seen], group[seen])
+        return found
 
     return evaluate
 
 
-def bits_per_byte(nats: np.ndarray, count: np.ndarray, packages: np.ndarray) -> dict:
-    """Total bits over total bytes, with a 95% interval robust to bytes of one package being alike.
+def _gathered(group: np.ndarray, names: list[str]) -> tuple[np.ndarray, list[str]]:
+    """The groups; where they are many, lots of whole groups, gathered by the hash of their names: still a sample."""
+    if len(names) <= GROUPS:
+        return group, names
+    lots = np.array([crc32(name.encode()) % GROUPS for name in names])
+    return lots[group], [f"lot {number:02}" for number in range(GROUPS)]
 
-    nats and count are sums over each document's scored bytes, packages their names. The interval is the ratio
-    estimator's with Student's quantile: a package's residual is nats - mean * count; packages, not documents or bytes,
-    are the sample, or documents where there is one package (Cochran 1977, section 6.4).
+
+def bits_per_byte(nats: np.ndarray, count: np.ndarray, groups: np.ndarray) -> dict:
+    """Total bits over total bytes, with a 95% interval robust to bytes of one group being alike.
+
+    nats and count are sums over each document's scored bytes, groups what they belong to. The interval is the ratio
+    estimator's with Student's quantile: a group's residual is nats - mean * count; groups, not documents or bytes,
+    are the sample, or documents where there is one group (Cochran 1977, section 6.4).
     Raises ValueError with fewer than two documents.
     """
     if len(count) < 2:
         raise ValueError(f"an interval over documents needs at least 2, and {len(count)} was read; read more rows")
-    _, cluster = np.unique(packages, return_inverse=True)
+    _, cluster = np.unique(groups, return_inverse=True)
     if cluster.max() == 0:
         cluster = np.arange(len(count))
     size = int(cluster.max()) + 1
@@ -90,15 +111,16 @@ def _spread(rows: int, wanted: int) -> np.ndarray:
     return np.arange(rows) if wanted >= rows else np.linspace(0, rows - 1, wanted).round().astype(int)
 
 
-def _batches(stream: TextStream, rows: np.ndarray) -> Iterator[tuple[dict, np.ndarray]]:
+def _batches(stream: TextStream, rows: np.ndarray) -> Iterator[Rows]:
     """The rows in batches of one shape, the last filled up with padding."""
     size = min(max(1, TOKENS // stream.config.length), len(rows))
     for start in range(0, len(rows), size):
-        batch, documents = stream.read(rows[start : start + size])
-        missing = ((0, size - len(documents)), (0, 0))
-        yield (
-            {name: np.pad(array, missing) for name, array in batch.items()},
-            np.pad(documents, missing, constant_values=-1),
+        read = stream.read(rows[start : start + size])
+        missing = ((0, size - len(read.documents)), (0, 0))
+        yield Rows(
+            {name: np.pad(array, missing) for name, array in read.batch.items()},
+            np.pad(read.documents, missing, constant_values=-1),
+            np.pad(read.bytes, missing),
         )
 
 

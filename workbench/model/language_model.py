@@ -80,10 +80,13 @@ class LanguageModel(nnx.Module):
         segments: Int[Array, "B T"] | None = None,
         *,
         unroll: bool | None = None,
+        remat: str = "none",
     ) -> Output:
         """Hidden states of tokens; with a state, those that follow the tokens it has read.
 
         unroll: layers one by one instead of in a scan over periods; by default on a CPU for up to 16 layers.
+        remat: what the backward pass makes again instead of keeping: "none", "products" (all but the results of matrix
+        products with weights) or "all" (everything between two layers).
         """
         where, progress = locate(*tokens.shape, segments, None if state is None else state.progress)
         x = self.embedding[...][tokens].astype(self.config.dtype)  # in this order, gradients add up in float32
@@ -91,11 +94,17 @@ class LanguageModel(nnx.Module):
         if unroll is None:
             unroll = periods == 1 or (jax.default_backend() == "cpu" and periods * len(self.layers) <= UNROLLED)
 
+        def call(layer, x, before, where):
+            return layer(x, before, where)
+
+        keep = {"products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "all": None}
+        called = call if remat == "none" else jax.checkpoint(call, policy=keep[remat])
+
         def run(x, inputs):
             layers, states = inputs
             after, sums = [], {}
             for layer, before in zip(layers, states, strict=True):
-                x, new, aux = layer(x, before, where)
+                x, new, aux = called(layer, x, before, where)
                 after.append(new)
                 sums = {name: sums.get(name, 0) + value for name, value in aux.items()} | {
                     name: value for name, value in sums.items() if name not in aux

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from workbench.config import RunConfig, short_hash, to_json
+from workbench.config import Layout, RunConfig, short_hash, to_json
 from workbench.record import read_json, write_json
 from workbench.study import progress
 from workbench.study.experiment import Experiment, load
@@ -46,6 +46,7 @@ def run(
     jobs: int | None = None,
     wandb: str = "offline",
     tune: bool = False,
+    layout: str = "",
 ) -> Outcome:
     """Runs what is not yet done of an experiment and makes its report; with `tune`, its tuning runs and their choice.
 
@@ -59,14 +60,14 @@ def run(
         from workbench.study.tune import check_grid, choose, describe
 
         check_grid(experiment.tuning)
-        failures = execute(experiment, experiment.tuning, jobs=jobs, wandb=wandb)
+        failures = execute(experiment, experiment.tuning, jobs=jobs, wandb=wandb, layout=layout)
         for failure in failures:
             print(f"FAILED {failure.run}: {failure.error}")
         print(describe(choose(experiment), experiment))
         return Outcome(experiment.folder, None, failures)
 
     _record(experiment)
-    failures = execute(experiment, experiment.runs, jobs=jobs, wandb=wandb)
+    failures = execute(experiment, experiment.runs, jobs=jobs, wandb=wandb, layout=layout)
     page = experiment.folder / "report.html"
     if _newer(page, experiment.folder):
         print(f"report is up to date: {page}")
@@ -81,22 +82,32 @@ def run(
 
 
 def execute(
-    experiment: Experiment, runs: Sequence[RunConfig], *, jobs: int | None = None, wandb: str = "offline"
+    experiment: Experiment,
+    runs: Sequence[RunConfig],
+    *,
+    jobs: int | None = None,
+    wandb: str = "offline",
+    layout: str = "",
 ) -> list[Failure]:
     """Executes those of the runs that are not done, `jobs` at a time, each process on cores of its own.
+
+    With a layout of several devices one run at a time has all of them.
 
     A killed run resumes from its last checkpoint. On Ctrl-C the kernels are stopped and KeyboardInterrupt raised.
     """
     notebook = notebooks(experiment.root) / "train.ipynb"
-    check_parameters(notebook, _parameters(experiment.folder / runs[0].name, wandb))
-    places = slots(jobs)
+    check_parameters(notebook, _parameters(experiment.folder / runs[0].name, wandb, layout))
+    laid_out = Layout.read(layout)
+    if laid_out.devices > 1 and (jobs or 1) > 1:
+        raise ValueError(f"a layout of {laid_out.devices} devices runs one at a time; leave --jobs out, or the layout")
+    places = [None] if laid_out.devices > 1 else slots(jobs)
     statuses = {each.name: status(experiment.folder / each.name, each) for each in runs}
     todo = [each for each in runs if statuses[each.name] not in ENDED]
     print(f"{experiment.name} ({experiment.scale}): {len(runs)} runs, {len(runs) - len(todo)} done", flush=True)
     if todo:
         _prepare(experiment.folder, todo)
         _announce(todo, places)
-        errors = _run_all(_Work(experiment.folder, notebook, wandb, places, todo))
+        errors = _run_all(_Work(experiment.folder, notebook, wandb, layout, places, todo))
     else:
         errors = {}
     for each in runs:
@@ -279,6 +290,7 @@ class _Work:
     folder: Path
     notebook: Path
     wandb: str
+    layout: str
     places: list[tuple[int, ...] | None]
     todo: list[RunConfig]
     jobs: dict[int, _Job] = field(default_factory=dict)  # slot -> what runs there
@@ -341,9 +353,8 @@ def _execute_notebook(work: _Work, job: _Job, cores: tuple[int, ...] | None) -> 
 
     folder = work.folder / job.run.name
     try:
-        run_notebook(
-            work.notebook, folder / "train.ipynb", _parameters(folder, work.wandb), kernel=job.kernel, cores=cores
-        )
+        parameters = _parameters(folder, work.wandb, work.layout)
+        run_notebook(work.notebook, folder / "train.ipynb", parameters, kernel=job.kernel, cores=cores)
     except PapermillExecutionError as error:
         return f"{error.ename}: {error.evalue}"
     except DeadKernelError:
@@ -353,9 +364,10 @@ def _execute_notebook(work: _Work, job: _Job, cores: tuple[int, ...] | None) -> 
     return None
 
 
-def _parameters(folder: Path, wandb: str) -> dict[str, Any]:
+def _parameters(folder: Path, wandb: str, layout: str) -> dict[str, Any]:
     """Of notebooks/train.ipynb. Its own bar is off: the display reads the run's folder."""
-    return {"config": str(folder / "config.json"), "folder": str(folder), "wandb": wandb, "progress": False}
+    config = str(folder / "config.json")
+    return {"config": config, "folder": str(folder), "wandb": wandb, "progress": False, "layout": layout}
 
 
 def _end(work: _Work, job: _Job, error: str | None) -> None:

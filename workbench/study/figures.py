@@ -224,15 +224,17 @@ def learning(study: Study, task: str) -> Drawing:
     return Drawing(f"{task}-learning", figure, rows, caption)
 
 
+LISTED = 20  # most groups that are drawn one by one
+
+
 def text_bits(study: Study, task: str) -> Drawing:
-    """Bits per byte of every arm with 95% intervals, and by package."""
+    """Bits per byte of every arm with 95% intervals, and by group (package, project) where there are few."""
     runs, banner = drawable(study, task, "result")
     known = styles(study)
     arms = list(dict.fromkeys(run.arm for run in runs if run.bits_per_byte))
-    packages = list(dict.fromkeys(p for run in runs for p in run.evaluation("bits_per_byte").get("by_package") or {}))
-    figure, axes = _canvas(
-        1, 2 if packages else 1, (9.6 if packages else 5.4, 1.3 + 0.36 * max(len(arms), len(packages)))
-    )
+    groups = list(dict.fromkeys(p for run in runs for p in run.evaluation("bits_per_byte").get("by_group") or {}))
+    groups = groups if len(groups) <= LISTED else []
+    figure, axes = _canvas(1, 2 if groups else 1, (9.6 if groups else 5.4, 1.3 + 0.36 * max(len(arms), len(groups))))
     rows: Rows = []
     for place, arm in enumerate(arms):
         mine = [run for run in runs if run.arm == arm]
@@ -248,28 +250,28 @@ def text_bits(study: Study, task: str) -> Drawing:
             found = run.bits_per_byte
             if len(mine) > 1:
                 ax.plot(found.mean, place, marker, color=colour, markersize=4, alpha=0.4)
-            rows.append({"arm": arm, "seed": run.replicate[1], "package": "all", **found._asdict()})
-            for package, value in (run.evaluation("bits_per_byte").get("by_package") or {}).items():
-                rows.append({"arm": arm, "seed": run.replicate[1], "package": package, "mean": _mean(value)})
-        if packages:
-            found = [[_mean(run.evaluation("bits_per_byte")["by_package"][p]) for run in mine] for p in packages]
+            rows.append({"arm": arm, "seed": run.replicate[1], "group": "all", **found._asdict()})
+            for group, value in (run.evaluation("bits_per_byte").get("by_group") or {}).items():
+                rows.append({"arm": arm, "seed": run.replicate[1], "group": group, "mean": _mean(value)})
+        if groups:
+            found = [[_mean(run.evaluation("bits_per_byte")["by_group"][p]) for run in mine] for p in groups]
             axes[1].plot(
-                [np.mean(f) for f in found], range(len(packages)), marker, color=colour, markersize=5.5, alpha=0.9
+                [np.mean(f) for f in found], range(len(groups)), marker, color=colour, markersize=5.5, alpha=0.9
             )
     axes[0].set_yticks(range(len(arms)), arms)
     for label, arm in zip(axes[0].get_yticklabels(), arms, strict=True):
         label.set_color(known[arm].colour)
     axes[0].set_ylim(len(arms) - 0.5, -0.7)
     axes[0].margins(x=0.15)
-    axes[0].set_xlabel("bits per byte on unseen packages (less is better)")
-    if packages:
-        axes[1].set_yticks(range(len(packages)), packages)
-        axes[1].set_ylim(len(packages) - 0.5, -0.7)
-        axes[1].set_xlabel("bits per byte by package")
+    axes[0].set_xlabel("bits per byte on unseen groups (less is better)")
+    if groups:
+        axes[1].set_yticks(range(len(groups)), groups)
+        axes[1].set_ylim(len(groups) - 0.5, -0.7)
+        axes[1].set_xlabel("bits per byte by group")
     for ax in axes:
         ax.grid(axis="y", visible=False)
     _across(figure, banner)
-    caption = f"Bits per byte on the source code of packages that were not trained on; bars: 95 %, {_band(runs)}."
+    caption = f"Bits per byte on text of groups that were not trained on; bars: 95 %, {_band(runs)}."
     return Drawing(f"{task}-bits", figure, rows, caption)
 
 

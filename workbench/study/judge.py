@@ -333,9 +333,9 @@ def _value(run: Run, measure: str, entries: int | None) -> Interval | None:
 
 
 def _paired(a: Run, b: Run, measure: str, entries: int | None) -> Paired | None:
-    """The difference over the same books or packages, where the evaluations kept them."""
+    """The difference over the same books or groups of documents, where the evaluations kept them."""
     if measure == "bits_per_byte":
-        first, second = (run.evaluation(measure).get("by_package") or {} for run in (a, b))
+        first, second = (run.evaluation(measure).get("by_group") or {} for run in (a, b))
         if not first or first.keys() != second.keys() or not all("bytes" in entry for entry in first.values()):
             return None
         means = [[float(side[name]["mean"]) for name in first] for side in (first, second)]

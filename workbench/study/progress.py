@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from workbench.config import RunConfig, short_hash
 from workbench.count import count
+from workbench.record import cache_folder
 
 
 class Seen(NamedTuple):
@@ -77,7 +78,7 @@ def _cost_name(run: RunConfig, cores: int) -> str:
 
 
 def cost_file() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "workbench" / "costs.json"
+    return cache_folder() / "costs.json"
 
 
 def known_costs() -> dict[str, Cost]:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 from workbench_kernels import recorded
 
-from workbench.config import RunConfig, to_json
+from workbench.config import Layout, RunConfig, to_json
 from workbench.count import count
 from workbench.data.batches import check_batch, prefetch
 from workbench.data.digest import chain
@@ -27,6 +28,7 @@ from workbench.record import add_row, keep_rows, read_json, read_rows, write_jso
 from workbench.train import checkpoint, track
 from workbench.train.checkpoint import Position
 from workbench.train.environment import decisive_differences, environment
+from workbench.train.layout import ROWS, check_rows, make_mesh, shardings
 from workbench.train.memory import keep_freed_memory
 from workbench.train.optimizer import optimizer
 from workbench.train.step import make_step
@@ -51,6 +53,7 @@ def train(
     folder: Path | str,
     evaluators: dict[str, Evaluator],
     *,
+    layout: Layout | None = None,
     progress: bool | str = True,
     wandb: str = "offline",
     on_step: Callable[[int, dict[str, float]], None] | None = None,
@@ -60,6 +63,7 @@ def train(
     Continuing gives the weights of never having stopped, bit for bit, on the same machine type, CPUs and JAX (a
     difference is warned of). Evaluators are `(model, split) -> nested dict`: on "select" every `run.evaluate_every`
     steps and at the end, on "test" at the end; a `score` in one's result (higher is better) picks the best checkpoint.
+    layout: devices and memory; another one continues the same run, and changes it by rounding alone.
     progress: whether to show a bar, or what to call it. on_step(step, metrics) runs one step late, so as not to wait.
     Step n is the n-th update, on batch n - 1. Tokens are positions read, padding included; seconds are of training
     alone, without compiling, evaluating and saving.
@@ -82,7 +86,7 @@ def train(
         tracker = track.start(run, folder, wandb)
         result = None
         try:
-            result = _train(run, folder, evaluators, progress, tracker, on_step)
+            result = _train(run, folder, evaluators, layout or Layout(), progress, tracker, on_step)
         except TrainingFailed:
             result = read_json(folder / "result.json")
             raise
@@ -91,8 +95,9 @@ def train(
         return result
 
 
-def _train(run, folder, evaluators, progress, tracker, on_step) -> dict[str, Any]:
+def _train(run, folder, evaluators, layout, progress, tracker, on_step) -> dict[str, Any]:
     stream = run.data.stream("train")
+    mesh = make_mesh(layout) if layout.devices > 1 else None
     evaluated: dict[str, Any] = {}
 
     def evaluate(split: str) -> dict[str, Any]:
@@ -101,6 +106,9 @@ def _train(run, folder, evaluators, progress, tracker, on_step) -> dict[str, Any
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(contextlib.closing(checkpoint.open_checkpoints(folder)))
         model, opt_state, position = _start(run, checkpoints)
+        if mesh is not None:
+            stack.enter_context(jax.set_mesh(mesh))
+            model, opt_state = jax.device_put((model, opt_state), shardings((model, opt_state), mesh))
         for name in ("metrics.jsonl", "timing.jsonl"):
             keep_rows(folder / name, position.step)
         bar = stack.enter_context(
@@ -123,13 +131,14 @@ def _train(run, folder, evaluators, progress, tracker, on_step) -> dict[str, Any
             for index, batch in batches:
                 if step is None:
                     check_batch(batch, run.model.vocabulary, f"the data ({type(run.data).__name__})")
+                    check_rows(len(batch["tokens"]), layout)
                     bar.set_postfix_str("compiling")
                     with recorded() as position.implementation:
-                        step, compile_seconds = _compiled(run, tree, leaves, batch)
+                        step, compile_seconds = _compiled(run, layout, tree, leaves, _placed(batch, mesh))
                     position.compile_seconds += compile_seconds
                     bar.unpause()  # time left is from steps alone
                     begun = time.perf_counter()
-                leaves, metrics = step(leaves, batch)
+                leaves, metrics = step(leaves, _placed(batch, mesh))
                 if waiting is not None:
                     _look(waiting, position, begun, bar, on_step)
                 waiting = (metrics, batch)
@@ -207,20 +216,29 @@ def _start(run: RunConfig, checkpoints) -> tuple[Any, Any, Position]:
     return checkpoint.put(model, found.model), checkpoint.put(opt_state, found.optimizer), found.position
 
 
-def _compiled(run: RunConfig, tree: Any, leaves: list[jax.Array], batch: dict) -> tuple[Callable, float]:
+def _placed(batch: dict, mesh: Mesh | None) -> dict:
+    """The batch where the step reads it: with a mesh, its rows divided."""
+    return batch if mesh is None else jax.device_put(batch, NamedSharding(mesh, ROWS))
+
+
+def _compiled(
+    run: RunConfig, layout: Layout, tree: Any, leaves: list[jax.Array], batch: dict
+) -> tuple[Callable, float]:
     """The compiled `step(leaves, batch) -> (leaves, metrics)` and the seconds that compiling took.
 
     `tree` and `leaves` are of (model, opt_state): a step of modules would take and make them anew in Python, up to a
     tenth of a small model's step.
     """
     begun = time.perf_counter()
-    whole = make_step(run)
+    whole = make_step(run, layout)
 
     def step(leaves, batch):
         model, opt_state, metrics = whole(*jax.tree.unflatten(tree, leaves), batch)
         return jax.tree.leaves((model, opt_state)), metrics
 
-    return jax.jit(step, donate_argnums=0).lower(leaves, batch).compile(), time.perf_counter() - begun
+    stay = None if layout.devices == 1 else ([leaf.sharding for leaf in leaves], None)  # where they were
+    compiled = jax.jit(step, donate_argnums=0, out_shardings=stay).lower(leaves, batch).compile()
+    return compiled, time.perf_counter() - begun
 
 
 def _look(waiting: tuple, position: Position, begun: float, bar: tqdm, on_step) -> dict[str, float]:

@@ -34,18 +34,29 @@ def decay_mask(parameters: Any) -> Any:
 
 
 def schedule(config: OptimizerConfig, steps: int) -> Callable[[Any], jax.Array]:
-    """Updates done so far -> learning rate of the next: a straight warm-up to the peak, then half a cosine.
+    """Updates done so far -> learning rate of the next: a straight warm-up to the peak, then down to `final` times it.
 
-    The warm-up's last update has the peak, the run's last one `final` times the peak; none has zero.
-    Raises ValueError unless the warm-up is a fraction.
+    "cosine": half a cosine. "wsd": the peak until `cooldown` of the steps are left, then 1 - sqrt (Haegele et al. 2024,
+    arXiv:2405.18392). The warm-up's last update has the peak, the run's last one `final` times the peak; none has zero.
+    Raises ValueError unless the warm-up is a fraction, which with "wsd" leaves room for the cooldown.
     """
     warmup = config.warmup_steps(steps)
+    cooldown = round(config.cooldown * steps)
+    if config.schedule == "wsd" and warmup + cooldown > steps:
+        raise ValueError(
+            f"optimizer.warmup {config.warmup:g} and cooldown {config.cooldown:g} are more than the whole run; "
+            "make one smaller"
+        )
 
     def rate(done):
         done = jnp.asarray(done, jnp.float32)
         rising = (done + 1) / max(warmup, 1)
-        progress = jnp.clip((done + 1 - warmup) / max(steps - warmup, 1), 0, 1)
-        falling = config.final + (1 - config.final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        if config.schedule == "wsd":
+            down = jnp.sqrt(jnp.clip((done + 1 - (steps - cooldown)) / max(cooldown, 1), 0, 1))
+            falling = 1 - (1 - config.final) * down
+        else:
+            progress = jnp.clip((done + 1 - warmup) / max(steps - warmup, 1), 0, 1)
+            falling = config.final + (1 - config.final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
         return config.learning_rate * jnp.where(done < warmup, rising, falling)
 
     return rate

@@ -3,38 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from workbench.config import OptimizerConfig, RunConfig
+from workbench.config import Layout, OptimizerConfig, RunConfig
 from workbench.train.loss import loss
 from workbench.train.optimizer import optimizer, schedule
 
 
-def make_step(run: RunConfig) -> Callable[[Any, Any, dict], tuple[Any, Any, dict[str, jax.Array]]]:
+def make_step(
+    run: RunConfig, layout: Layout | None = None
+) -> Callable[[Any, Any, dict], tuple[Any, Any, dict[str, jax.Array]]]:
     """The jitted `step(model, opt_state, batch) -> (model, opt_state, metrics)`; model and opt_state are donated.
 
-    The loss's sum is divided once, by the weight of the whole batch. Metrics: `loss` (nats per token, before the
-    update), `weight`, `gradient_norm` (before clipping), `learning_rate` (of this update) and the layers' own sums.
+    The loss's sum is divided once, by the weight of the whole batch, also where the batch is run in parts. Metrics:
+    `loss` (nats per token, before the update), `weight`, `gradient_norm` (before clipping), `learning_rate` (of this
+    update) and the layers' own sums.
     """
-    return _step(run.optimizer, run.steps)
+    layout = layout or Layout()
+    return _step(run.optimizer, run.steps, run.z_loss, layout.micro, layout.remat)
 
 
 @lru_cache  # one function, so that a second run of the same process does not trace it again
-def _step(config: OptimizerConfig, steps: int) -> Callable:
+def _step(config: OptimizerConfig, steps: int, z_loss: float, micro: int, remat: str) -> Callable:
     update, rate = optimizer(config, steps).update, schedule(config, steps)
+    summed = jax.grad(partial(loss, z_loss=z_loss, remat=remat), has_aux=True)
 
-    def mean_loss(model, batch):
-        total, metrics = loss(model, batch)
-        return total / metrics["weight"], metrics
+    def mean(model, batch):
+        """(metrics, gradient of the mean loss)."""
+        if micro == 1:  # divided before the backward pass, which then scales nothing but the loss's own gradient
+
+            def divided(model, batch):
+                total, metrics = loss(model, batch, z_loss=z_loss, remat=remat)
+                return total / metrics["weight"], metrics
+
+            gradient, metrics = jax.grad(divided, has_aux=True)(model, batch)
+            return metrics, gradient
+
+        def add(sums, part):
+            gradient, metrics = summed(model, part)
+            return jax.tree.map(jnp.add, sums, (metrics, gradient)), None
+
+        parts = jax.tree.map(lambda a: a.reshape(micro, a.shape[0] // micro, *a.shape[1:]), batch)
+        shapes = jax.eval_shape(lambda part: summed(model, part)[::-1], jax.tree.map(lambda a: a[0], parts))
+        (metrics, gradient), _ = jax.lax.scan(add, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), parts)
+        return metrics, jax.tree.map(lambda g: g / metrics["weight"].astype(g.dtype), gradient)
 
     def step(model, opt_state, batch):
-        (value, metrics), gradient = jax.value_and_grad(mean_loss, has_aux=True)(model, batch)
+        metrics, gradient = mean(model, batch)
         metrics |= {
-            "loss": value,
+            "loss": metrics.pop("nats") / metrics["weight"],
             "gradient_norm": optax.tree.norm(gradient),
             "learning_rate": rate(opt_state[-1].count),
         }

@@ -1,0 +1,102 @@
+"""Which architecture models Python source best, at about 3 million parameters beside the embeddings?
+
+Question: with equal tokens, steps, width and non-embedding parameters (within 2%), how many bits per byte do a
+    Transformer, Mamba, Mamba-2 and a hybrid need on packages that none was trained on, and on held-out files of those
+    that all were?
+Command:  workbench run experiments/text.py                (default)
+          workbench run experiments/text.py --scale tiny   (two minutes: does everything run?)
+          workbench run experiments/text.py --tune         (the learning rates below, from one grid for all arms)
+Cost:     not measured yet.
+Answer:   none yet: neither tuned nor run.
+
+Tokens are those of a BPE trained on the training packages; bits are counted per byte, so that any tokenizer compares.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from workbench.config import (
+    AttentionConfig,
+    Mamba2Config,
+    MambaConfig,
+    MLPConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Packages,
+    RunConfig,
+    TextConfig,
+    TextEvaluation,
+    load_file,
+)
+from workbench.pattern import allocate
+
+SCALES = ("default", "tiny")
+WIDTH = {"default": 256, "tiny": 64}
+# fmt: off
+ARMS = {
+    "default": {
+        "transformer": ("(*-)x4", {"*": AttentionConfig(heads=4), "-": MLPConfig(hidden=1024)}),
+        "mamba": ("(S)x7", {"S": MambaConfig(state=16, inner=528)}),
+        "mamba2": ("(M)x7", {"M": Mamba2Config(state=64, head_dim=48, inner=528)}),
+        "hybrid": (
+            allocate(8, 1 / 8, 3 / 8),
+            {
+                "M": Mamba2Config(state=64, head_dim=48, inner=528),
+                "*": AttentionConfig(heads=4, rotary=0),
+                "-": MLPConfig(hidden=720),
+            },
+        ),
+    },
+    "tiny": {
+        "transformer": ("*-", {"*": AttentionConfig(heads=4), "-": MLPConfig(hidden=256)}),
+        "mamba": ("SS", {"S": MambaConfig(state=16, inner=96)}),
+        "mamba2": ("MM", {"M": Mamba2Config(state=16, head_dim=16, inner=112)}),
+        "hybrid": ("M*-", {
+            "M": Mamba2Config(state=16, head_dim=16, inner=96), "*": AttentionConfig(heads=4, rotary=0),
+            "-": MLPConfig(hidden=88),
+        }),
+    },
+}
+# fmt: on
+PACKAGES = load_file(Path(__file__).with_name("phonebook.py")).PACKAGES
+TEXT = {
+    "default": TextConfig((Packages(PACKAGES),), tokenizer="bpe-4096", held_out=0.02, length=256, batch=8),
+    "tiny": TextConfig(
+        (Packages(("click", "pexpect", "tqdm")),), tokenizer="bpe-512", held_out=0.1, length=64, batch=4
+    ),
+}
+STEPS = {"default": 600, "tiny": 40}
+SEEDS = (1, 2)
+GRID = (1e-3, 2e-3, 5e-3, 1e-2)
+TUNING_SEEDS = (101, 102)
+RATES = dict.fromkeys(ARMS["default"], 2e-3)  # the same for all until --tune has been run
+
+
+def runs(scale: str = "default") -> list[RunConfig]:
+    return [run(scale, arm, seed) for seed in SEEDS for arm in ARMS[scale]]
+
+
+def tuning(scale: str = "default") -> list[RunConfig]:
+    return [
+        replace(run(scale, arm, seed, rate), role="tuning", steps=STEPS[scale] // 2, evaluate_every=0)
+        for seed in TUNING_SEEDS
+        for rate in GRID
+        for arm in ARMS[scale]
+    ]
+
+
+def run(scale: str, arm: str, seed: int, rate: float | None = None) -> RunConfig:
+    pattern, symbols = ARMS[scale][arm]
+    data = replace(TEXT[scale], seed=seed)
+    return RunConfig(
+        study="text",
+        arm=arm,
+        model=ModelConfig(pattern, WIDTH[scale], data.vocabulary, symbols),
+        data=data,
+        evaluation=TextEvaluation(rows=128, length=data.length),
+        optimizer=OptimizerConfig(learning_rate=rate or RATES[arm]),
+        seed=seed,
+        steps=STEPS[scale],
+        evaluate_every=STEPS[scale] // 4,
+        checkpoint_every=STEPS[scale] // 2,
+    )

@@ -1,0 +1,257 @@
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from workbench.config import Files, TextConfig
+from workbench.data import corpus as corpora
+from workbench.data.corpus import SPLITS, corpus, split_of
+from workbench.data.text import TextStream
+
+
+def words(seed, count):
+    rng = random.Random(seed)
+    return " ".join(f"{rng.choice('abcdefgh')}{rng.randrange(30)}" for _ in range(count))
+
+
+@pytest.fixture
+def library(tmp_path):
+    """Forty documents of a few projects in two .jsonl files, and a config that reads them."""
+    folder = tmp_path / "library"
+    folder.mkdir()
+    rows = [{"text": words(i, 50 + 5 * i), "repo": f"project {i % 20}"} for i in range(40)]
+    for number in range(2):
+        content = "".join(json.dumps(row) + "\n" for row in rows[number::2])
+        (folder / f"{number}.jsonl").write_text(content)
+    return TextConfig((Files((str(folder / "*.jsonl"),), group="repo"),), length=32, batch=4)
+
+
+def made(config, cache):
+    return corpus(config, cache=cache)
+
+
+def whole(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe-300"])
+def test_the_same_recipe_gives_the_same_bytes(library, tmp_path, tokenizer):
+    config = TextConfig(library.sources, tokenizer=tokenizer, held_out=0.2)
+    first, second = (made(config, tmp_path / name) for name in ("one", "two"))
+    assert whole(first.folder) == whole(second.folder)
+    assert first.folder.name == second.folder.name
+
+
+def test_every_tokenizer_gets_the_same_documents_in_the_same_splits(library, tmp_path):
+    plain, trained = (
+        made(TextConfig(library.sources, tokenizer=t, held_out=0.2), tmp_path) for t in ("bytes", "bpe-300")
+    )
+    for name in SPLITS:
+        one, other = plain.split(name), trained.split(name)
+        assert one.bytes.tolist() == other.bytes.tolist() and one.groups == other.groups
+        assert other.sizes.sum() < one.sizes.sum() == one.bytes.sum()
+        if name != "train":
+            assert one.lengths.sum() == other.lengths.sum() == one.bytes.sum()
+
+
+def test_a_group_lies_in_one_split_but_for_what_is_held_out_of_training(library, tmp_path):
+    found = made(TextConfig(library.sources, held_out=0.2), tmp_path)
+    groups = {name: set(found.split(name).groups) for name in SPLITS}
+    for name in ("train", "select", "test"):
+        assert all(split_of(group) == name for group in groups[name])
+    assert all(split_of(group) == "train" for group in groups["same"])
+    assert sum(found.manifest["splits"][name]["documents"] for name in SPLITS) == 40
+
+
+def test_an_order_of_files_changes_no_split(library, tmp_path):
+    (source,) = library.sources
+    first = made(library, tmp_path / "cache")
+    folder = Path(source.paths[0]).parent
+    (folder / "0.jsonl").rename(folder / "9.jsonl")
+    second = made(library, tmp_path / "cache")
+    for name in ("train", "select", "test"):
+        one, other = first.split(name), second.split(name)
+        assert sorted(one.bytes) == sorted(other.bytes) and set(one.groups) == set(other.groups)
+
+
+def test_what_a_tokenizer_is_trained_on_is_the_training_split_alone(library, tmp_path, monkeypatch):
+    seen = []
+
+    def train(documents, vocabulary):
+        seen.extend(documents)
+        return original(iter(seen), vocabulary)
+
+    original = corpora.tokenizers.train
+    monkeypatch.setattr(corpora.tokenizers, "train", train)
+    config = TextConfig(library.sources, tokenizer="bpe-300", held_out=0.2)
+    found = made(config, tmp_path)
+    assert sorted(map(len, seen)) == sorted(found.split("train").bytes)
+    assert b"".join(found.tokenizer.decode(ids) for ids in [found.split("train").tokens]) == b"".join(seen)
+
+
+def test_the_same_split_is_there_only_where_it_was_asked_for(library, tmp_path):
+    with pytest.raises(ValueError, match=r"no split 'same'; set data\.held_out"):
+        made(library, tmp_path).split("same")
+    with pytest.raises(ValueError, match=r"held_out is a fraction.*got 1\.5"):
+        made(TextConfig(library.sources, held_out=1.5), tmp_path)
+
+
+def test_only_the_recipe_decides_where_a_corpus_is_kept(library, tmp_path):
+    first = made(library, tmp_path)
+    assert made(TextConfig(library.sources, seed=9, length=5, batch=2), tmp_path).folder == first.folder
+    assert made(TextConfig(library.sources, held_out=0.3), tmp_path).folder != first.folder
+
+
+# ---- when things go wrong
+
+
+@pytest.mark.parametrize("name", ["train.tokens", "test.npz", "tokenizer.json", "select.lengths"])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b[:-3] + b"?" + b[-2:]], ids=["half", "a byte"]
+)
+def test_a_damaged_file_is_named_and_nothing_is_overwritten(library, tmp_path, name, damage):
+    path = made(library, tmp_path).folder / name
+    path.write_bytes(damage(path.read_bytes()))
+    kept = whole(path.parent)
+    with pytest.raises(ValueError, match=rf"{name} is damaged \(.*delete the folder"):
+        made(library, tmp_path)
+    assert whole(path.parent) == kept
+
+
+def test_a_missing_file_is_named(library, tmp_path):
+    path = made(library, tmp_path).folder / "train.tokens"
+    path.unlink()
+    with pytest.raises(ValueError, match=r"it has no bytes"):
+        made(library, tmp_path)
+
+
+def test_a_full_disk_is_said_and_what_was_prepared_is_used_when_there_is_room(library, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+
+        def full(*_, **__):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        patched.setitem(corpora.STEPS, "encode", full)
+        with pytest.raises(OSError, match=r"cannot be kept.*No space left.*XDG_CACHE_HOME"):
+            made(library, tmp_path)
+    read = []
+    monkeypatch.setitem(corpora.STEPS, "read", lambda *given: read.append(given))
+    assert made(library, tmp_path).manifest["splits"]["train"]["documents"] > 0
+    assert read == []
+
+
+def test_an_unreadable_source_is_named_and_the_rest_of_the_work_is_kept(library, tmp_path):
+    (source,) = library.sources
+    path = Path(source.paths[0]).parent / "1.jsonl"
+    good = path.read_text()
+    path.write_text(good[:-9])
+    with pytest.raises(ValueError, match=r"1\.jsonl at byte .* is no JSON"):
+        made(library, tmp_path)
+    path.write_text(good)
+    assert made(library, tmp_path).manifest["splits"]["train"]["documents"] > 0
+
+
+def test_preparation_that_is_killed_goes_on_and_gives_the_same_bytes(library, tmp_path):
+    """Killed at random moments, again and again, until it is through."""
+    config = TextConfig(library.sources, tokenizer="bpe-300")
+    code = (
+        "import sys, time; from workbench.data import corpus as c; from workbench.config import Files, TextConfig\n"
+        "for name, step in list(c.STEPS.items()):\n"
+        "    c.STEPS[name] = lambda work, n, step=step: (time.sleep(0.15), step(work, n))\n"
+        f"c.corpus(TextConfig((Files({library.sources[0].paths!r}, group='repo'),), tokenizer='bpe-300'), "
+        f"cache=c.Path({str(tmp_path / 'killed')!r}))\n"
+    )
+    rng, killed = random.Random(0), 0
+    while True:
+        process = subprocess.Popen([sys.executable, "-c", code])
+        try:
+            process.wait(rng.uniform(0.3, 1.2) * 1.2**killed)  # longer each time: a busy machine ends too
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            killed += 1
+            continue
+        break
+    assert process.returncode == 0 and killed > 0
+    assert whole(made(config, tmp_path / "killed").folder) == whole(made(config, tmp_path / "left alone").folder)
+
+
+def test_processes_that_help_give_the_same_bytes(library, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora.documents, "PART", 1500)
+    alone = whole(made(library, tmp_path / "alone").folder)
+    monkeypatch.setattr(corpora, "ALONE", 0.0)
+    assert whole(made(library, tmp_path / "helped").folder) == alone
+
+
+def test_what_a_helper_raises_is_raised(library, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora.documents, "PART", 1500)
+    monkeypatch.setattr(corpora, "ALONE", 0.0)
+    path = Path(library.sources[0].paths[0]).parent / "1.jsonl"
+    path.write_text(path.read_text()[:-9])
+    with pytest.raises(ValueError, match=r"1\.jsonl at byte .* is no JSON"):
+        made(library, tmp_path)
+
+
+def test_two_processes_that_need_a_corpus_prepare_it_once(library, tmp_path):
+    code = (
+        "from workbench.data import corpus as c; from workbench.config import Files, TextConfig\n"
+        "import time\n"
+        "step = c.STEPS['read']\n"
+        "c.STEPS['read'] = lambda work, n: (time.sleep(0.3), print('read'), step(work, n))\n"
+        f"c.corpus(TextConfig((Files({library.sources[0].paths!r}, group='repo'),)), cache=c.Path({str(tmp_path)!r}))\n"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(2)]
+    assert sum(process.communicate()[0].count(b"read") for process in both) == 2  # of two files
+    assert all(process.returncode == 0 for process in both)
+
+
+# ---- blends
+
+
+def test_a_blend_reads_each_source_by_its_weight_and_each_of_its_rows_once_an_epoch(tmp_path):
+    for name, count in (("a", 60), ("b", 20)):
+        rows = [{"text": words(f"{name}{i}", 40 + i)} for i in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = TextConfig(
+        tuple(Files((str(tmp_path / f"{name}.jsonl"),)) for name in "ab"), weights=(3, 1), length=64, batch=4
+    )
+    stream = TextStream(config, cache=tmp_path / "cache")
+    of_row = stream.documents.source[stream.pieces.document[stream.pieces.first[:-1]]]
+    rows = [stream._row(at) for at in range(4 * stream.rows)]
+    assert all(of_row[rows[start : start + 4]].tolist().count(1) == 1 for start in range(len(rows) - 4))
+    for source in (0, 1):
+        mine, size = [row for row in rows if of_row[row] == source], int((of_row == source).sum())
+        assert sorted(mine[:size]) == np.flatnonzero(of_row == source).tolist()
+        assert mine[:size] != mine[size : 2 * size]
+
+
+def test_weights_and_sources_are_as_many(library, tmp_path):
+    with pytest.raises(ValueError, match="2 weights for 1 sources"):
+        TextStream(TextConfig(library.sources, weights=(1, 2)), cache=tmp_path)
+
+
+def test_a_copy_in_another_source_is_dropped(tmp_path):
+    text = [words(i, 100) for i in range(30)]
+    for name, start in (("a", 0), ("b", 15)):
+        rows = [{"text": each, "repo": f"{name} {i}"} for i, each in enumerate(text[start:] if start else text)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = tuple(Files((str(tmp_path / f"{name}.jsonl"),), group="repo") for name in "ab")
+    found = corpus(TextConfig(sources), cache=tmp_path / "cache")
+    assert found.manifest["dropped"]["exact"] == 15
+    assert sum(each["documents"] for each in found.manifest["splits"].values()) == 30
+
+
+def test_preparing_takes_no_longer_than_it_should(library, tmp_path):
+    """A corpus that is there is opened, not made: the time that this takes does not grow with the work."""
+    made(library, tmp_path)
+    begun = time.perf_counter()
+    made(library, tmp_path)
+    assert time.perf_counter() - begun < 0.5

@@ -1,0 +1,485 @@
+"""A corpus, prepared once and kept: documents without near-duplicates, split by group, as memory-mapped tokens.
+
+What is in which split depends on the documents' bytes and groups alone, never on the tokenizer or on an order of files.
+Preparation is in steps that each leave whole files behind, so that one that was killed goes on; several processes do
+the work of a large corpus. Its folder:
+
+    manifest.json     sources and their checksums, what was dropped, counts, and size and sha256 of every other file
+    tokenizer.json    what turned documents into tokens
+    SPLIT.tokens      every document's boundary and tokens, one after another, little-endian uint16 or uint32
+    SPLIT.lengths     bytes that each token stands for (uint16); not of the split train
+    SPLIT.npz         documents: tokens, bytes, group, shelf, source; the groups' names
+    SPLIT.rows-256/   how documents lie in rows of 256 tokens; made when such rows are first asked for
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from workbench.config import TextConfig, nearest
+from workbench.data import documents, duplicates
+from workbench.data import tokenizer as tokenizers
+from workbench.data.packing import Pieces, pack
+from workbench.record import cache_folder, read_json
+
+RANGES = {"train": (0.0, 0.7), "select": (0.7, 0.85), "test": (0.85, 1.0)}  # of the range of the group's hash
+SPLITS = (*RANGES, "same")  # "same": documents of training groups that were held out
+FORMAT = 2
+ALONE = 3.0  # seconds after which more processes come to help
+SMALL = 64 * 1024**2  # bytes of a corpus whose checksums are looked at whenever it is opened
+
+
+class Split(NamedTuple):
+    """One split's documents in the order of source, part and place."""
+
+    tokens: np.ndarray  # of all documents, each with its boundary in front
+    lengths: np.ndarray | None  # bytes that each token stands for, 0 for a boundary
+    sizes: np.ndarray  # int64 [documents]: tokens without the boundary
+    bytes: np.ndarray  # int64 [documents]
+    group: np.ndarray  # int64 [documents], an index into groups
+    groups: list[str]
+    shelf: np.ndarray  # int64 [documents]: equal for documents that may share a row
+    source: np.ndarray  # int64 [documents]: place in the config's sources
+
+
+@dataclass(frozen=True)
+class Corpus:
+    folder: Path
+    manifest: dict[str, Any]
+
+    @functools.cached_property
+    def tokenizer(self) -> tokenizers.Tokenizer:
+        return tokenizers.loaded((self.folder / "tokenizer.json").read_bytes())
+
+    def split(self, name: str) -> Split:
+        """Raises ValueError for a split that is unknown, or that the corpus was prepared without."""
+        if name not in SPLITS:
+            raise ValueError(f"split {name!r} is unknown; {nearest(name, SPLITS)}")
+        counts = self.manifest["splits"].get(name)
+        if counts is None:
+            raise ValueError(f"the corpus has no split {name!r}; set data.held_out, to 0.02 say, to have one")
+        path = self.folder / name
+        with np.load(f"{path}.npz") as file:
+            found = {key: file[key] for key in ("sizes", "bytes", "group", "shelf", "source")}
+            groups = file["groups"].tobytes().decode().split("\n")
+        total = counts["tokens"] + counts["documents"]
+        tokens = np.memmap(f"{path}.tokens", self.manifest["dtype"], "r", shape=(total,))
+        lengths = None if name == "train" else np.memmap(f"{path}.lengths", "<u2", "r", shape=(total,))
+        return Split(tokens, lengths, groups=groups, **found)
+
+    def rows(self, name: str, length: int) -> Pieces:
+        """How the split's documents lie in rows of this length; kept beside it."""
+        place = self.folder / f"{name}.rows-{length}"
+        if not place.is_dir():
+            split = self.split(name)
+            part = self.folder / f".{name}.rows-{length}.{os.getpid()}"
+            with _writing(self.folder):
+                shutil.rmtree(part, ignore_errors=True)
+                part.mkdir()
+                for field, array in pack(split.sizes, split.shelf, length)._asdict().items():
+                    np.save(part / f"{field}.npy", array)
+                with contextlib.suppress(OSError):  # another process was first
+                    part.rename(place)
+                shutil.rmtree(part, ignore_errors=True)
+        return Pieces(*(np.load(place / f"{field}.npy", mmap_mode="r") for field in Pieces._fields))
+
+
+def split_of(group: str) -> str:
+    """The split of a group, fixed by the hash of its name alone."""
+    part = _part(group)
+    return next(split for split, (low, high) in RANGES.items() if low <= part < high)
+
+
+def _part(name: str) -> float:
+    return int.from_bytes(sha256(name.encode()).digest()[:8], "big") / 2**64
+
+
+def corpus(
+    config: TextConfig, find: Callable[[str], documents.Package] | None = None, cache: Path | None = None
+) -> Corpus:
+    """The prepared corpus of a config's sources and tokenizer; prepared now if it never was.
+
+    `find` tells where a package's files are, and `cache` where corpora are kept. Only sources, tokenizer and held_out
+    decide what it is. Raises ValueError if a source cannot be used, a split would be empty, or kept files are damaged;
+    OSError if it cannot be kept.
+    """
+    if not 0 <= config.held_out < 1:
+        raise ValueError(f"data.held_out is a fraction of the training documents, 0 to 1; got {config.held_out}")
+    parts = documents.parts(config.sources, find)
+    trained = tokenizers.BPE.fullmatch(config.tokenizer)
+    tokenizers.size(config.tokenizer)
+    recipe = {
+        "format": FORMAT,
+        "splits": RANGES,
+        "held_out": config.held_out,
+        "duplicates": duplicates.RULES,
+        "sizes": (documents.SMALLEST, documents.LARGEST),
+        "tokenizer": config.tokenizer if trained else tokenizers.checksum(tokenizers.named(config.tokenizer)),
+        "parts": [(part.source, part.shelf, part.checksum) for part in parts],
+    }
+    key = sha256(json.dumps(recipe).encode()).hexdigest()
+    place = (cache or cache_folder()) / f"text-{key[:16]}"
+    if not (place / "manifest.json").is_file():
+        with _alone(place):
+            if not (place / "manifest.json").is_file():
+                _prepare(place, config, parts, key)
+    return _opened(place)
+
+
+def _opened(place: Path) -> Corpus:
+    """Raises ValueError for a file that is not what the manifest says."""
+    manifest = read_json(place / "manifest.json")
+    thorough = sum(each["bytes"] for each in manifest["files"].values()) <= SMALL
+    for name, each in manifest["files"].items():
+        path = place / name
+        found = path.stat().st_size if path.is_file() else "no"
+        wrong = f"it has {found} bytes, {each['bytes']} were written" if found != each["bytes"] else ""
+        if thorough and not wrong and _sha256(path) != each["sha256"]:
+            wrong = "its bytes are not those that were written"
+        if wrong:
+            raise ValueError(f"{path} is damaged ({wrong}); delete the folder {place}, then it is prepared again")
+    return Corpus(place, manifest)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """One process prepares a corpus, others wait for it; death frees the lock."""
+    with _writing(place.parent):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock = place.with_suffix(".lock").open("a")
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"the prepared corpus cannot be kept in {place} ({error.strerror}); what was prepared is intact: free some "
+            "space there, or set XDG_CACHE_HOME to another folder, and run again",
+            error.filename,
+        ) from error
+
+
+# ---- preparation
+
+
+def _prepare(place: Path, config: TextConfig, parts: list[documents.Part], key: str) -> None:
+    work = place.with_suffix(".work")
+    with _writing(work):
+        work.mkdir(exist_ok=True)
+        _whole(work / "parts.pickle", pickle.dumps((parts, config)))
+        _together(work, "read", len(parts))
+        if not (work / "kept.npz").is_file():
+            _choose(work, parts, config)
+        if not (work / "tokenizer.json").is_file():
+            trained = tokenizers.BPE.fullmatch(config.tokenizer)
+            spoken = (
+                tokenizers.train(_kept_documents(work, len(parts)), int(trained[1]))
+                if trained
+                else tokenizers.named(config.tokenizer)
+            )
+            _whole(work / "tokenizer.json", spoken.saved())
+        _together(work, "encode", len(parts))
+        _finish(work, place, parts, key)
+
+
+def _whole(path: Path, content: bytes) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_bytes(content)
+    part.replace(path)
+
+
+def _save(path: Path, **arrays: np.ndarray) -> None:
+    part = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+    np.savez(part, **arrays)
+    part.replace(path)
+
+
+def _together(work: Path, do: str, count: int) -> None:
+    """Does a step of every part that lacks it: here, and when that takes long with a process a core beside."""
+    missing = [n for n in range(count) if not _made(work, do, n).is_file()]
+    bar = tqdm(total=count, initial=count - len(missing), desc=f"text: {do}", unit="part", delay=ALONE)
+    begun = time.monotonic()
+    helpers: list[subprocess.Popen] = []
+    with bar:
+        try:
+            for number in missing:
+                if _made(work, do, number).is_file():
+                    continue
+                if time.monotonic() - begun > ALONE and not helpers and len(missing) > 2:
+                    helpers = _helpers(work, do)
+                    break
+                STEPS[do](work, number)
+                bar.update()
+            while any(helper.poll() is None for helper in helpers):
+                time.sleep(0.2)
+                bar.update(len(list(work.glob(f"{do}-*.npz"))) - bar.n)
+            for helper in helpers:
+                if helper.returncode:
+                    raise ValueError(helper.stderr.read().decode().strip().splitlines()[-1].partition(": ")[2])
+        finally:
+            for helper in helpers:
+                helper.kill()
+                helper.wait()
+                helper.stderr.close()
+
+
+def _helpers(work: Path, do: str) -> list[subprocess.Popen]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    command = [sys.executable, "-m", "workbench.data.corpus", str(work), do]
+    return [
+        subprocess.Popen([*command, str(index), str(cores)], stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        for index in range(cores)
+    ]
+
+
+def _made(work: Path, do: str, number: int) -> Path:
+    return work / f"{do}-{number:06}.npz"
+
+
+def _parts(work: Path) -> tuple[list[documents.Part], TextConfig]:
+    return pickle.loads((work / "parts.pickle").read_bytes())  # written by this user, for this
+
+
+def _read(work: Path, number: int) -> None:
+    """A part's documents: their bytes one after another, and what they are told apart by."""
+    parts, _ = _parts(work)
+    content, sizes, groups, names, prints, dropped = bytearray(), [], [], [], [], Counter()
+    for document in documents.read(parts[number]):
+        if isinstance(document, str):
+            dropped[document] += 1
+            continue
+        content += document.content
+        sizes.append(len(document.content))
+        groups.append(document.group)
+        names.append(document.name)
+        prints.append(duplicates.fingerprint(document.content))
+    _whole(work / f"content-{number:06}", bytes(content))
+    _save(
+        _made(work, "read", number),
+        sizes=np.array(sizes, np.int64),
+        groups=_text(groups),
+        names=_text(names),
+        digests=np.frombuffer(b"".join(each.digest for each in prints), np.uint8).reshape(-1, 32),
+        minhashes=np.array([each.minhash for each in prints], np.uint32).reshape(
+            -1, duplicates.BANDS * duplicates.BAND
+        ),
+        dropped=_text([json.dumps(dropped)]),
+    )
+
+
+def _text(lines: list[str]) -> np.ndarray:
+    return np.frombuffer("\n".join(line.replace("\n", " ") for line in lines).encode("utf-8", "replace"), np.uint8)
+
+
+def _choose(work: Path, parts: list[documents.Part], config: TextConfig) -> None:
+    """Which documents are kept, and in which split: those of train are looked at first, so that no copy is tested."""
+    read = [np.load(_made(work, "read", number)) for number in range(len(parts))]
+    contents = [_content(work, number) for number in range(len(parts))]
+    place, offsets, splits = [], [], []
+    for number, part in enumerate(read):
+        size = part["sizes"]
+        groups, names = (part[key].tobytes().decode().split("\n") if len(size) else [] for key in ("groups", "names"))
+        offsets.append(np.concatenate([[0], np.cumsum(size)]))
+        for at, (group, name) in enumerate(zip(groups, names, strict=True)):
+            split = split_of(group)
+            if split == "train" and config.held_out and _part(f"{group}\n{name}") < config.held_out:
+                split = "same"
+            place.append((number, at))
+            splits.append(SPLITS.index(split))
+    _check_splits(parts, splits, config, "")
+    ranked = sorted(range(len(place)), key=lambda i: (splits[i], *place[i]))
+    digests, minhashes = [part["digests"] for part in read], [part["minhashes"] for part in read]
+
+    def prints() -> Iterator[duplicates.Print]:
+        for i in ranked:
+            number, at = place[i]
+            yield duplicates.Print(digests[number][at].tobytes(), minhashes[number][at])
+
+    def content(index: int) -> bytes:
+        number, at = place[ranked[index]]
+        begin, end = offsets[number][at : at + 2]
+        return contents[number][begin:end].tobytes()
+
+    kept, repeats = duplicates.distinct(prints(), content)
+    chosen = [ranked[index] for index in kept]
+    _check_splits(parts, [splits[i] for i in chosen], config, " once repeated documents are dropped")
+    dropped = Counter(repeats)
+    for part in read:
+        dropped.update(json.loads(part["dropped"].tobytes()))
+    _save(
+        work / "kept.npz",
+        part=np.array([place[i][0] for i in chosen], np.int64),
+        at=np.array([place[i][1] for i in chosen], np.int64),
+        split=np.array([splits[i] for i in chosen], np.int64),
+        dropped=_text([json.dumps(dropped)]),
+    )
+
+
+def _content(work: Path, number: int) -> np.ndarray:
+    path = work / f"content-{number:06}"
+    return np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
+
+
+def _check_splits(parts: list[documents.Part], splits: list[int], config: TextConfig, when: str) -> None:
+    wanted = SPLITS if config.held_out else tuple(RANGES)
+    empty = [name for name in wanted if SPLITS.index(name) not in set(splits)]
+    if empty:
+        names = list(dict.fromkeys(part.where[0] for part in parts if part.kind == "package"))
+        places = f" ({', '.join(f'{name}: {split_of(name)}' for name in names)})" if names else ""
+        advice = "list more packages" if names else "give more documents, or fields of finer groups"
+        raise ValueError(f"no document falls in the split {empty[0]!r}{when}{places}; {advice}")
+
+
+def _kept(work: Path, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """(places in the part, splits) of the part's kept documents, in their order."""
+    with np.load(work / "kept.npz") as kept:
+        mine = kept["part"] == number
+        return kept["at"][mine], kept["split"][mine]
+
+
+def _kept_documents(work: Path, count: int) -> Iterator[bytes]:
+    """Of the split train: what a tokenizer is trained on."""
+    for number in range(count):
+        with np.load(_made(work, "read", number)) as part:
+            offsets = np.concatenate([[0], np.cumsum(part["sizes"])])
+        content = _content(work, number)
+        for at, split in zip(*_kept(work, number), strict=True):
+            if SPLITS[split] == "train":
+                yield content[offsets[at] : offsets[at + 1]].tobytes()
+
+
+def _encode(work: Path, number: int) -> None:
+    """A part's kept documents as tokens, by split."""
+    spoken = tokenizers.loaded((work / "tokenizer.json").read_bytes())
+    with np.load(_made(work, "read", number)) as part:
+        offsets = np.concatenate([[0], np.cumsum(part["sizes"])])
+        groups = part["groups"].tobytes().decode().split("\n")
+    content = _content(work, number)
+    places, splits = _kept(work, number)
+    arrays: dict[str, np.ndarray] = {}
+    for index, name in enumerate(SPLITS):
+        mine = places[splits == index]
+        found = spoken.encode([content[offsets[at] : offsets[at + 1]].tobytes() for at in mine])
+        tokens = [np.concatenate([[spoken.boundary], each.ids]) for each in found]
+        lengths = [np.concatenate([[0], each.lengths]) for each in found]
+        arrays[f"{name}.tokens"] = _joined(tokens).astype(_dtype(spoken))
+        arrays[f"{name}.lengths"] = np.minimum(_joined(lengths), 2**16 - 1).astype("<u2")
+        arrays[f"{name}.sizes"] = np.array([len(each.ids) for each in found], np.int64)
+        arrays[f"{name}.bytes"] = (offsets[mine + 1] - offsets[mine]).astype(np.int64)
+        arrays[f"{name}.groups"] = _text([groups[at] for at in mine])
+    _save(_made(work, "encode", number), **arrays)
+
+
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(arrays) if arrays else np.zeros(0, np.int64)
+
+
+def _dtype(spoken: tokenizers.Tokenizer) -> str:
+    return "<u2" if spoken.vocabulary <= 2**16 else "<u4"
+
+
+STEPS = {"read": _read, "encode": _encode}
+
+
+def _finish(work: Path, place: Path, parts: list[documents.Part], key: str) -> None:
+    """The parts put together, and the manifest last; then the folder gets its name."""
+    done = work / "done"
+    shutil.rmtree(done, ignore_errors=True)
+    done.mkdir()
+    spoken = tokenizers.loaded((work / "tokenizer.json").read_bytes())
+    shutil.copy(work / "tokenizer.json", done)
+    shelves = {shelf: number for number, shelf in enumerate(dict.fromkeys(part.shelf for part in parts))}
+    splits = {}
+    for name in SPLITS:
+        found: dict[str, list] = {field: [] for field in ("sizes", "bytes", "shelf", "source")}
+        groups: list[str] = []
+        with (done / f"{name}.tokens").open("wb") as tokens, (done / f"{name}.lengths").open("wb") as lengths:
+            for number, part in enumerate(parts):
+                with np.load(_made(work, "encode", number)) as file:
+                    count = len(file[f"{name}.sizes"])
+                    if not count:
+                        continue
+                    tokens.write(file[f"{name}.tokens"].tobytes())
+                    if name != "train":
+                        lengths.write(file[f"{name}.lengths"].tobytes())
+                    found["sizes"].append(file[f"{name}.sizes"])
+                    found["bytes"].append(file[f"{name}.bytes"])
+                    found["shelf"].append(np.full(count, shelves[part.shelf]))
+                    found["source"].append(np.full(count, part.source))
+                    groups += file[f"{name}.groups"].tobytes().decode().split("\n")
+        if name == "train":
+            (done / "train.lengths").unlink()
+        if not groups:
+            (done / f"{name}.tokens").unlink()
+            (done / f"{name}.lengths").unlink()
+            continue
+        arrays = {field: np.concatenate(values).astype(np.int64) for field, values in found.items()}
+        names = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+        np.savez(done / f"{name}.npz", group=np.array([names[g] for g in groups]), groups=_text(list(names)), **arrays)
+        splits[name] = {
+            "documents": len(groups),
+            "groups": len(names),
+            "bytes": int(arrays["bytes"].sum()),
+            "tokens": int(arrays["sizes"].sum()),
+        }
+    with np.load(work / "kept.npz") as kept:
+        dropped = json.loads(kept["dropped"].tobytes())
+    manifest = {
+        "key": key,
+        "checksum": sha256(json.dumps([part.checksum for part in parts]).encode()).hexdigest(),
+        "packages": [
+            {"name": part.where[0], "version": part.where[1], "split": split_of(part.where[0])}
+            for part in parts
+            if part.kind == "package"
+        ],
+        "parts": len(parts),
+        "dropped": dict(sorted(dropped.items())),
+        "splits": splits,
+        "tokenizer": sha256((done / "tokenizer.json").read_bytes()).hexdigest(),
+        "vocabulary": spoken.vocabulary,
+        "dtype": _dtype(spoken),
+        "files": {
+            path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(done.iterdir())
+        },
+    }
+    _whole(done / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+    shutil.rmtree(place, ignore_errors=True)  # a folder without a manifest
+    done.rename(place)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    folder, what, first, every = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    for mine in range(first, len(_parts(folder)[0]), every):
+        if not _made(folder, what, mine).is_file():
+            STEPS[what](folder, mine)

@@ -1,0 +1,97 @@
+"""Documents packed into rows, the order in which rows are read, and blends of several sources: all without state."""
+
+from __future__ import annotations
+
+import functools
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from fractions import Fraction
+from math import lcm
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Pieces(NamedTuple):
+    """Stretches of documents, in the order of the rows that they lie in; every token is in one of them."""
+
+    document: np.ndarray
+    offset: np.ndarray  # of the first token in its document
+    size: np.ndarray
+    first: np.ndarray  # [rows + 1]: row r holds pieces first[r]..first[r + 1] - 1
+
+
+def pack(sizes: np.ndarray, group: np.ndarray, length: int) -> Pieces:
+    """Documents split at the length, and what is left over packed together by best fit; a row holds one group only."""
+    pieces, counts = [], []
+    together = np.argsort(group, kind="stable")
+    for members in np.split(together, np.flatnonzero(np.diff(group[together])) + 1):
+        whole = sizes[members] // length
+        document = np.repeat(members, whole)
+        offset = (np.arange(len(document)) - np.repeat(np.cumsum(whole) - whole, whole)) * length
+        pieces.append(np.stack([document, offset, np.full_like(offset, length)], axis=1))
+        counts.append(np.ones(len(document), np.int64))
+        left = np.stack([members, whole * length, sizes[members] % length], axis=1)
+        rows = _best_fit([tuple(piece) for piece in left.tolist() if piece[2]], length)
+        pieces += [np.array(row) for row in rows]
+        counts.append(np.array([len(row) for row in rows], np.int64))
+    return Pieces(*np.concatenate(pieces).T, np.cumsum(np.concatenate([[0], *counts])))
+
+
+def _best_fit(pieces: list[tuple[int, int, int]], length: int) -> list[list[tuple[int, int, int]]]:
+    """The pieces, longest first, each into the fullest row that has room for it."""
+    rows, room = [], []  # room: sorted (free tokens, row)
+    for piece in sorted(pieces, key=lambda p: (-p[2], p[0])):
+        at = bisect_left(room, (piece[2], 0))
+        free, row = room.pop(at) if at < len(room) else (length, len(rows))
+        if row == len(rows):
+            rows.append([])
+        rows[row].append(piece)
+        insort(room, (free - piece[2], row))
+    return rows
+
+
+@functools.lru_cache(maxsize=8)
+def order(seed: int, epoch: int, rows: int, source: int = 0) -> np.ndarray:
+    """The permutation of an epoch, from raw bits, which NumPy keeps the same from version to version."""
+    return np.argsort(np.random.Philox(key=[seed, epoch | source << 40]).random_raw(rows), kind="stable")
+
+
+class Blend(NamedTuple):
+    """A repeating schedule of sources: row i is the source `source[i % period]`'s row `before[...]`, as `at` counts."""
+
+    source: np.ndarray  # [period]
+    before: np.ndarray  # [period]: how many of that source's rows stand earlier in the period
+    counts: np.ndarray  # [sources]: rows a period
+
+    def at(self, row: int) -> tuple[int, int]:
+        """(source, its how-manieth row) of a row of the blend."""
+        whole, rest = divmod(row, len(self.source))
+        source = int(self.source[rest])
+        return source, whole * int(self.counts[source]) + int(self.before[rest])
+
+
+@functools.lru_cache(maxsize=8)
+def blend(weights: Sequence[float]) -> Blend:
+    """Rows by weight: after any number of rows each source has its share to within one row.
+
+    Weights are taken as fractions with a denominator of at most 1,000. The schedule is the one that serves, of the
+    sources that may go ahead, the one whose next row falls due first (Tijdeman 1980, "The chairman assignment
+    problem"). Raises ValueError unless all weights are positive.
+    """
+    if not weights or not all(weight > 0 for weight in weights):
+        raise ValueError(f"a blend's weights are positive numbers, one a source; got {tuple(weights)}")
+    total = sum(Fraction(str(weight)) for weight in weights)
+    shares = [(Fraction(str(weight)) / total).limit_denominator(1000) for weight in weights]
+    shares = [share / sum(shares) for share in shares]
+    period = lcm(*(share.denominator for share in shares))
+    slack = 1 - Fraction(1, max(2 * len(shares) - 2, 2))
+    counts = [0] * len(shares)
+    source, before = [], []
+    for row in range(1, period + 1):
+        able = [j for j, share in enumerate(shares) if row * share - counts[j] >= 1 - slack]
+        chosen = min(able, key=lambda j: ((counts[j] + slack) / shares[j], j))
+        source.append(chosen)
+        before.append(counts[chosen])
+        counts[chosen] += 1
+    return Blend(np.array(source), np.array(before), np.array(counts))

@@ -1,0 +1,75 @@
+"""Where arrays live when a step is divided over devices: a mesh, and rules by parameter name outside the modules."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from workbench.config import Layout
+from workbench.model.names import name_of
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = P(("data", "fsdp"))  # of a batch
+
+# The last two axes of a matrix by the last part of its name: (what it reads, what it makes).
+INTO, OUT_OF = ("fsdp", "tensor"), ("tensor", "fsdp")
+RULES = {
+    "qkv": INTO,
+    "enter": INTO,
+    "output": INTO,  # the head: the vocabulary is divided
+    "dt": (None, "tensor"),
+    "embedding": OUT_OF,
+    "out": OUT_OF,
+    "x": OUT_OF,
+    "conv": ("tensor", None),
+    "A_log": ("tensor", None),
+}
+OTHERS = ("fsdp", None)  # matrices of a user's own layer
+
+
+def make_mesh(layout: Layout) -> Mesh:
+    """The devices as data x fsdp x tensor. Raises ValueError if there are not as many as the layout uses."""
+    found = jax.devices()
+    if layout.devices > len(found):
+        raise ValueError(
+            f"the layout needs {layout.data} x {layout.fsdp} x {layout.tensor} = {layout.devices} devices and there "
+            f"are {len(found)} ({found[0].device_kind}); make it smaller"
+        )
+    sizes = (layout.data, layout.fsdp, layout.tensor)
+    return jax.make_mesh(sizes, AXES, (AxisType.Auto,) * 3, devices=found[: layout.devices])
+
+
+def spec(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
+    """How the parameter of this name is divided; an axis that the mesh does not divide evenly stays whole.
+
+    Parameters of layers have an axis of periods in front. Vectors and scalars are on every device.
+    """
+    own = len(shape) - ("layers." in name)
+    if own < 2:
+        return P()
+    rule = RULES.get(name.rpartition(".")[2], OTHERS)
+    divided = [
+        axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(rule, shape[-2:], strict=True)
+    ]
+    return P(*(None,) * (len(shape) - 2), *divided)
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """A tree like the model's or the optimizer state's, of the sharding of every array."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, spec(name_of(path), leaf.shape, mesh)), tree
+    )
+
+
+def check_rows(rows: int, layout: Layout) -> None:
+    """Raises ValueError unless a batch of that many rows can be divided."""
+    parts = math.prod((layout.data, layout.fsdp, layout.micro))
+    if rows % parts:
+        raise ValueError(
+            f"a batch has {rows} rows, and the layout divides it into data {layout.data} x fsdp {layout.fsdp} x micro "
+            f"{layout.micro} = {parts} parts; make data.batch a multiple, or the layout smaller"
+        )
