@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+ADVICE = "checkpoints saved before are intact: free some space, or make the folder writable, and run again"
+
 
 def cache_folder() -> Path:
     """What can be made again is kept here: $XDG_CACHE_HOME/workbench, or ~/.cache/workbench."""
@@ -50,7 +52,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def add_row(path: Path, row: dict[str, Any]) -> None:
     """Adds a row at the log's end. Raises OSError that says what is left."""
-    with _writing(path), path.open("a") as file:
+    with writing(path, ADVICE), path.open("a") as file:
         file.write(json.dumps(row) + "\n")
 
 
@@ -63,19 +65,15 @@ def keep_rows(path: Path, step: int) -> None:
 def write_text(path: Path, text: str) -> None:
     """Whole or not at all. Raises OSError that says what is left."""
     part = path.with_name(f".{path.name}.part")
-    with _writing(path):
+    with writing(path, ADVICE):
         part.write_text(text)
         os.replace(part, path)
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path, advice: str) -> Iterator[None]:
+    """Turns an OSError into one that says what cannot be written, why, and what to do."""
     try:
         yield
     except OSError as error:
-        raise OSError(
-            error.errno,
-            f"it cannot be written ({error.strerror}); checkpoints saved before are intact: free some space, or make "
-            "the folder writable, and run again",
-            str(path),
-        ) from error
+        raise OSError(error.errno, f"it cannot be written ({os.strerror(error.errno)}); {advice}", str(path)) from error

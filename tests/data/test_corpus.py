@@ -140,7 +140,7 @@ def test_a_full_disk_is_said_and_what_was_prepared_is_used_when_there_is_room(li
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         patched.setitem(corpora.STEPS, "encode", full)
-        with pytest.raises(OSError, match=r"cannot be kept.*No space left.*XDG_CACHE_HOME"):
+        with pytest.raises(OSError, match=r"cannot be written \(No space left.*XDG_CACHE_HOME"):
             made(library, tmp_path)
     read = []
     monkeypatch.setitem(corpora.STEPS, "read", lambda *given: read.append(given))

@@ -110,6 +110,21 @@ def test_a_line_that_is_no_document_is_named_with_its_place(tmp_path, content, s
         everything(Files((str(tmp_path / "a.jsonl"),)))
 
 
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
+def test_a_file_that_is_cut_short_is_named(lines, tmp_path, name):
+    if name == "a.parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / name)
+    else:
+        lines(name)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[:-1] if name.endswith("zst") else whole[:-30])
+    with pytest.raises(ValueError, match=rf"{name} cannot be read \(.*mend it, or leave it out"):
+        everything(Files((str(tmp_path / name),)))
+
+
 def test_a_glob_that_matches_nothing_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"none\*' matches no file"):
         parts((Files((str(tmp_path / "none*"),)),))

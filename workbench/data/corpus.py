@@ -39,7 +39,7 @@ from workbench.config import TextConfig, nearest
 from workbench.data import documents, duplicates
 from workbench.data import tokenizer as tokenizers
 from workbench.data.packing import Pieces, pack
-from workbench.record import cache_folder, read_json
+from workbench.record import cache_folder, read_json, writing
 
 RANGES = {"train": (0.0, 0.7), "select": (0.7, 0.85), "test": (0.85, 1.0)}  # of the range of the group's hash
 SPLITS = (*RANGES, "same")  # "same": documents of training groups that were held out
@@ -92,7 +92,7 @@ class Corpus:
         if not place.is_dir():
             split = self.split(name)
             part = self.folder / f".{name}.rows-{length}.{os.getpid()}"
-            with _writing(self.folder):
+            with writing(self.folder, ADVICE):
                 shutil.rmtree(part, ignore_errors=True)
                 part.mkdir()
                 for field, array in pack(split.sizes, split.shelf, length)._asdict().items():
@@ -168,7 +168,7 @@ def _sha256(path: Path) -> str:
 @contextlib.contextmanager
 def _alone(place: Path) -> Iterator[None]:
     """One process prepares a corpus, others wait for it; death frees the lock."""
-    with _writing(place.parent):
+    with writing(place.parent, ADVICE):
         place.parent.mkdir(parents=True, exist_ok=True)
         lock = place.with_suffix(".lock").open("a")
     with lock:
@@ -176,17 +176,7 @@ def _alone(place: Path) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _writing(place: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"the prepared corpus cannot be kept in {place} ({error.strerror}); what was prepared is intact: free some "
-            "space there, or set XDG_CACHE_HOME to another folder, and run again",
-            error.filename,
-        ) from error
+ADVICE = "what was prepared is intact: free some space there, or set XDG_CACHE_HOME to another folder, and run again"
 
 
 # ---- preparation
@@ -194,7 +184,7 @@ def _writing(place: Path) -> Iterator[None]:
 
 def _prepare(place: Path, config: TextConfig, parts: list[documents.Part], key: str) -> None:
     work = place.with_suffix(".work")
-    with _writing(work):
+    with writing(work, ADVICE):
         work.mkdir(exist_ok=True)
         _whole(work / "parts.pickle", pickle.dumps((parts, config)))
         _together(work, "read", len(parts))

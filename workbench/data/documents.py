@@ -77,14 +77,26 @@ def parts(sources: tuple[Any, ...], find: Callable[[str], Package] | None = None
 
 
 def read(part: Part) -> Iterator[Document | str]:
-    """The documents of a part; for one that is left out, why: "small", "large" or "not UTF-8"."""
-    for document in _READ[part.kind](*part.where):
-        if isinstance(document, Document) and not _is_utf8(document.content):
-            yield "not UTF-8"
-        elif isinstance(document, Document) and not document.content:
-            yield "small"
-        else:
-            yield document
+    """The documents of a part; for one that is left out, why: "small", "large" or "not UTF-8".
+
+    Raises ValueError that names the file for one that cannot be read, or not to its end.
+    """
+    try:
+        for document in _READ[part.kind](*part.where):
+            if isinstance(document, Document) and not _is_utf8(document.content):
+                yield "not UTF-8"
+            elif isinstance(document, Document) and not document.content:
+                yield "small"
+            else:
+                yield document
+    except Exception as error:  # whatever the readers of compressed files and tables raise
+        name = str(part.where[0])
+        if isinstance(error, ValueError) and name in str(error):
+            raise
+        reason = str(error).splitlines()[0][:200] if str(error) else "no message"
+        raise ValueError(
+            f"{name} cannot be read ({type(error).__name__}: {reason}); it may be cut short: mend it, or leave it out"
+        ) from error
 
 
 def _is_utf8(content: bytes) -> bool:
@@ -290,10 +302,41 @@ def _opened(path: str) -> Any:
     if path.endswith(".gz"):
         return gzip.open(path, "rb")
     if path.endswith(".zst"):
+        return io.BufferedReader(_Zstandard(path), 1 << 20)
+    return open(path, "rb")
+
+
+class _Zstandard(io.RawIOBase):
+    """The content of a .zst, of any number of frames. Raises EOFError if it ends within one: zstandard says nothing."""
+
+    def __init__(self, path: str):
         from zstandard import ZstdDecompressor
 
-        return io.BufferedReader(ZstdDecompressor().stream_reader(open(path, "rb"), read_across_frames=True))
-    return open(path, "rb")
+        self.file = Path(path).open("rb")  # noqa: SIM115
+        self.new = ZstdDecompressor().decompressobj
+        self.frame, self.ready = None, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.ready:
+            packed = (self.frame.unused_data if self.frame and self.frame.eof else b"") or self.file.read(1 << 16)
+            if not packed:
+                if self.frame and not self.frame.eof:
+                    raise EOFError("it ends within a frame")
+                return 0
+            if self.frame is None or self.frame.eof:
+                self.frame = self.new()
+            self.ready = self.frame.decompress(packed)
+        taken = self.ready[: len(buffer)]
+        buffer[: len(taken)] = taken
+        self.ready = self.ready[len(taken) :]
+        return len(taken)
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
 
 
 def _parquet(path: str, text: str, group: str) -> Iterator[Document]:
