@@ -41,6 +41,30 @@ def test_a_model_that_knows_nothing_needs_the_logarithm_of_the_vocabulary(model)
     assert result["bits_per_byte"]["high"] - result["bits_per_byte"]["low"] < 1e-5
 
 
+def test_bits_are_counted_per_byte_whatever_the_tokens_and_held_out_files_are_measured_apart():
+    """A model that knows nothing pays the vocabulary's logarithm for every token."""
+    data = TextConfig((Packages(PACKAGES),), tokenizer="bpe-300", held_out=0.2, length=64)
+    run = dataclasses.replace(
+        RUN, model=dataclasses.replace(RUN.model, vocabulary=300), data=data, evaluation=TextEvaluation(10**6, 64)
+    )
+    blank = jax.tree.map(lambda leaf: leaf * 0, create(run.model, 0))
+    found = evaluator(run.evaluation, run)(blank, "test")
+    for split, name in (("test", "bits_per_byte"), ("same", "same_groups")):
+        documents = data.stream(split).documents
+        assert found[name]["bytes"] == documents.bytes.sum() > documents.sizes.sum()
+        expected = math.log2(300) * documents.sizes.sum() / documents.bytes.sum()
+        assert found[name]["mean"] == pytest.approx(expected, rel=1e-5)
+    assert "same_groups" not in evaluator(run.evaluation, run)(blank, "select")
+
+
+def test_many_groups_are_gathered_into_lots_of_whole_groups(model, monkeypatch):
+    whole = evaluator(RUN.evaluation, RUN)(model, "test")
+    monkeypatch.setattr("workbench.evaluate.text.GROUPS", 1)
+    found = evaluator(RUN.evaluation, RUN)(model, "test")
+    assert list(found["by_group"]) == ["lot 00"]
+    assert found["by_group"]["lot 00"]["bytes"] == whole["bits_per_byte"]["bytes"] == found["bits_per_byte"]["bytes"]
+
+
 @pytest.mark.parametrize("split", ["select", "test"])
 def test_bits_per_byte_are_the_training_loss_of_the_same_rows(model, split):
     stream = dataclasses.replace(RUN.data, length=48).stream(split)

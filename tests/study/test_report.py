@@ -8,7 +8,7 @@ import pytest
 from workbench.config import load_file
 from workbench.study import figures
 from workbench.study.collect import collect
-from workbench.study.report import html, pasted, report, terminal_table
+from workbench.study.report import columns, html, pasted, report, rows, terminal_table
 
 fake = load_file(Path(__file__).with_name("fake_study.py"))
 
@@ -154,3 +154,13 @@ def test_the_tables_can_be_pasted_as_markdown_and_as_latex(troubled):
     for line in latex.splitlines():
         if line.endswith(r"\\"):
             assert not re.search(r"(?<!\\)[%_#$]", line)
+
+
+def test_held_out_files_of_trained_groups_have_a_column_beside_those_of_new_ones(troubled):
+    study = collect(troubled[0])
+    heads = [name for name, _ in columns(study, "text")]
+    (new, same) = (heads.index(name) for name in ("bits per byte", "bits per byte, trained groups"))
+    for _, cells, _ in rows(study, "text"):
+        assert float(cells[new].split()[0]) - float(cells[same].split()[0]) == pytest.approx(0.25, abs=2e-3)
+    assert "trained groups" not in terminal_table(study).split("text")[0]
+    assert "trained groups" in terminal_table(study)

@@ -219,14 +219,15 @@ def _together(work: Path, do: str, count: int) -> None:
     missing = [n for n in range(count) if not _made(work, do, n).is_file()]
     bar = tqdm(total=count, initial=count - len(missing), desc=f"text: {do}", unit="part", delay=ALONE)
     begun = time.monotonic()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     helpers: list[subprocess.Popen] = []
     with bar:
         try:
             for number in missing:
                 if _made(work, do, number).is_file():
                     continue
-                if time.monotonic() - begun > ALONE and not helpers and len(missing) > 2:
-                    helpers = _helpers(work, do)
+                if time.monotonic() - begun > ALONE and cores > 1 and len(missing) > 2:
+                    helpers = _helpers(work, do, cores)
                     break
                 STEPS[do](work, number)
                 bar.update()
@@ -243,8 +244,7 @@ def _together(work: Path, do: str, count: int) -> None:
                 helper.stderr.close()
 
 
-def _helpers(work: Path, do: str) -> list[subprocess.Popen]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _helpers(work: Path, do: str, cores: int) -> list[subprocess.Popen]:
     command = [sys.executable, "-m", "workbench.data.corpus", str(work), do]
     return [
         subprocess.Popen([*command, str(index), str(cores)], stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)

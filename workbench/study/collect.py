@@ -80,7 +80,16 @@ class Run:
 
     @property
     def bits_per_byte(self) -> Interval | None:
-        found = self.evaluation("bits_per_byte").get("bits_per_byte")
+        """On groups (packages, projects) that were not trained on."""
+        return self._bits("bits_per_byte")
+
+    @property
+    def same_groups(self) -> Interval | None:
+        """Bits per byte on held-out documents of the groups that were trained on."""
+        return self._bits("same_groups")
+
+    def _bits(self, measure: str) -> Interval | None:
+        found = self.evaluation("bits_per_byte").get(measure)
         return interval(found) if found else None
 
     def curve(self) -> list[dict[str, Any]]:
@@ -278,6 +287,8 @@ def _means(runs: list[Run]) -> dict[str, Any]:
             out[measure] = {str(k): mean_of(runs, measure, k)._asdict() for k in sizes}
     if any(run.bits_per_byte for run in runs):
         out["bits_per_byte"] = mean_of(runs, "bits_per_byte")._asdict()
+    if any(run.same_groups for run in runs):
+        out["same_groups"] = mean_of(runs, "same_groups")._asdict()
     return out
 
 

@@ -24,6 +24,7 @@ TRAINED = 0.95  # exact match on the smallest book, in every seed
 LONG_MATCH, LONG_LOSS = 0.02, 0.01  # what twice the steps may change: exact match, and the loss as a fraction
 LOSS_FLOOR = 0.01  # nats; a solved arm's loss is near zero, where a fraction of it says nothing
 ABOVE_CHANCE = "it stays above chance on entries that were taken out of the book"
+BITS = ("bits_per_byte", "same_groups")  # measures of text; the others are proportions
 MATCHED = 0.02  # spread of non-embedding parameters over the arms
 SURE = 0.05  # of Holm's adjusted p-value
 
@@ -323,13 +324,13 @@ def mean_of(runs: Sequence[Run], measure: str, entries: int | None = None) -> Es
     if not found:
         raise ValueError(f"no finished run of {runs[0].arm if runs else 'no arm'} has {measure} at {entries}")
     (mean, low, high), claim = statistics.over_seeds(found)
-    if measure != "bits_per_byte":
+    if measure not in BITS:
         low, high = max(low, 0.0), min(high, 1.0)
     return Estimate(mean, low, high, claim, len(found))
 
 
 def _value(run: Run, measure: str, entries: int | None) -> Interval | None:
-    return run.bits_per_byte if measure == "bits_per_byte" else run.by_entries(measure).get(entries)
+    return getattr(run, measure) if measure in BITS else run.by_entries(measure).get(entries)
 
 
 def _paired(a: Run, b: Run, measure: str, entries: int | None) -> Paired | None:
@@ -575,7 +576,7 @@ def gap(comparison: Comparison, ahead: str) -> str:
 def show(estimate: Any, measure: str = "exact_match") -> str:
     """`98.4 [96.9, 99.2] %`, or bits with three decimals."""
     mean, low, high = estimate[:3]
-    if measure == "bits_per_byte":
+    if measure in BITS:
         return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
     return f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]\u00a0%"  # no line break before the unit
 

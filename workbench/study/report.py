@@ -100,6 +100,8 @@ def columns(study: Study, task: str) -> list[tuple[str, bool]]:
         heads += [(f"digits, {sizes[-1]} entries", True), ("trained", True)]
     if any(run.bits_per_byte for run in study.select("result", "control", task=task)):
         heads.append(("bits per byte", True))
+    if any(run.same_groups for run in study.select("result", "control", task=task)):
+        heads.append(("bits per byte, trained groups", True))
     return heads
 
 
@@ -133,6 +135,8 @@ def rows(study: Study, task: str) -> list[tuple[str, list[str], judge.Verdict]]:
             cells += [_estimate(done, "digit_accuracy", sizes[-1]), f"{verdict.solved} of {verdict.seeds}"]
         if "bits per byte" in headings:
             cells.append(_estimate(done, "bits_per_byte", None))
+        if "bits per byte, trained groups" in headings:
+            cells.append(_estimate(done, "same_groups", None))
         out.append((arm, cells, verdict))
     return out
 
@@ -171,6 +175,8 @@ def terminal_table(study: Study) -> str:
         picked += [f"exact, {k} entries" for k in sizes] + (["trained"] if sizes else [])
         if any(name == "bits per byte" for name, _ in columns(study, task)):
             heads, picked = [*heads, "bits per byte"], [*picked, "bits per byte"]
+        if any(name == "bits per byte, trained groups" for name, _ in columns(study, task)):
+            heads, picked = [*heads, "trained groups"], [*picked, "bits per byte, trained groups"]
         names = [name for name, _ in columns(study, task)]
         body = []
         for _, cells, verdict in rows(study, task):
