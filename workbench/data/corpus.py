@@ -256,6 +256,7 @@ def _made(work: Path, do: str, number: int) -> Path:
     return work / f"{do}-{number:06}.npz"
 
 
+@functools.lru_cache(maxsize=1)
 def _parts(work: Path) -> tuple[list[documents.Part], TextConfig]:
     return pickle.loads((work / "parts.pickle").read_bytes())  # written by this user, for this
 
@@ -352,9 +353,17 @@ def _check_splits(parts: list[documents.Part], splits: list[int], config: TextCo
 
 def _kept(work: Path, number: int) -> tuple[np.ndarray, np.ndarray]:
     """(places in the part, splits) of the part's kept documents, in their order."""
+    part, at, split = _all_kept(work)
+    mine = slice(*np.searchsorted(part, [number, number + 1]))
+    return at[mine], split[mine]
+
+
+@functools.lru_cache(maxsize=1)
+def _all_kept(work: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(part, place in it, split) of every kept document, by part."""
     with np.load(work / "kept.npz") as kept:
-        mine = kept["part"] == number
-        return kept["at"][mine], kept["split"][mine]
+        by_part = np.argsort(kept["part"], kind="stable")
+        return tuple(kept[name][by_part] for name in ("part", "at", "split"))
 
 
 def _kept_documents(work: Path, count: int) -> Iterator[bytes]:
