@@ -115,6 +115,17 @@ Told from the folder alone: from another terminal, or another machine that sees 
     each.add_argument("--json", action="store_true", help="a list of objects instead of a table")
 
     each = command(
+        "seeds",
+        _seeds,
+        "print how many seeds a difference needs, from the spread over those that were run",
+        """examples:
+  workbench seeds runs/phonebook-full
+  workbench seeds runs/text --difference 0.01      in bits per byte, or 0.01 of exact match""",
+    )
+    each.add_argument("folder", metavar="STUDY_FOLDER")
+    each.add_argument("--difference", type=float, help="the one that is to be seen (default: each as it was seen)")
+
+    each = command(
         "diff",
         _diff,
         "print what sets two runs apart: config, data, first weights, code, machine, result",
@@ -210,6 +221,12 @@ def _status(given: argparse.Namespace) -> None:
         if all(each.state in status.ENDED for each in found) or not any(each.state == "running" for each in found):
             return
         time.sleep(2)
+
+
+def _seeds(given: argparse.Namespace) -> None:
+    from workbench.study.seeds import seeds
+
+    print(seeds(given.folder, given.difference))
 
 
 def _diff(given: argparse.Namespace) -> int:

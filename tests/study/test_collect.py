@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from workbench.command import main
 from workbench.config import load_file
 from workbench.study import judge
 from workbench.study.collect import collect, study_json
@@ -238,3 +239,18 @@ def test_pairing_books_narrows_a_difference(tmp_path):
         c = next(c for c in judge.comparisons(collect(tmp_path / name)) if c.entries == 24)
         widths.append(c.difference.high - c.difference.low)
     assert widths[0] < widths[1]
+
+
+def test_the_spread_over_seeds_tells_how_many_are_needed(two, capsys):
+    assert main(["seeds", str(two)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split("  ")[0] == "task" and any("transformer" in line or "hybrid" in line for line in lines[1:4])
+    assert main(["seeds", str(two), "--difference", "0.5"]) == 0
+    assert "for a difference of 0.5" in capsys.readouterr().out
+
+
+def test_one_seed_tells_nothing_of_a_spread(tmp_path, capsys):
+    fake.phonebook(tmp_path, "hybrid", 0)
+    fake.phonebook(tmp_path, "mamba", 0)
+    assert main(["seeds", str(tmp_path)]) == 2
+    assert "no two arms finished two seeds" in capsys.readouterr().err

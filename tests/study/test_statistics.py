@@ -109,3 +109,31 @@ def test_checkpoints_asked_the_same_books_cover_no_less_for_being_many():
 
 
 TRUTH = float(np.mean(1 / (1 + np.exp(-1 - 1.2 * stats.norm.ppf((np.arange(10_000) + 0.5) / 10_000)))))
+
+
+@pytest.mark.parametrize(("seeds", "difference"), [(3, 0.05), (5, 0.02), (10, 0.02), (4, 0.0)])
+def test_the_power_of_a_paired_t_is_how_often_it_sees_a_difference(seeds, difference):
+    rng, trials, deviation = np.random.default_rng(0), 20_000, 0.02
+    gaps = rng.normal(difference, deviation, (trials, seeds))
+    seen = np.mean(stats.ttest_1samp(gaps, 0, axis=1).pvalue < 0.05)
+    error = 3 * np.sqrt(0.25 / trials)
+    assert statistics.power(seeds, difference, deviation) == pytest.approx(seen, abs=error)
+
+
+def test_the_seeds_needed_are_the_fewest_that_reach_the_power():
+    for difference in (0.005, 0.02, 0.1, 10.0):
+        needed = statistics.seeds_needed(difference, 0.02)
+        assert statistics.power(needed, difference, 0.02) >= 0.8
+        assert needed == 3 or statistics.power(needed - 1, difference, 0.02) < 0.8
+    assert statistics.seeds_needed(1e-6, 1.0) is None
+    smallest = statistics.detectable(5, 0.02)
+    assert statistics.power(5, smallest, 0.02) == pytest.approx(0.8, abs=1e-6)
+
+
+def test_the_interval_of_a_deviation_covers():
+    rng = np.random.default_rng(1)
+    covered = [
+        low <= 2.0 <= high
+        for low, high in (statistics.deviation_interval(x.std(ddof=1), 4) for x in rng.normal(0, 2.0, (4000, 4)))
+    ]
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.012)

@@ -411,6 +411,38 @@ def _compared(study: Study, pairs: list[tuple[str, str, int | None, str, str]]) 
     return [Comparison(*row, p, next(seeded) if row[-1] else None) for row, p in zip(raw, items, strict=True)]
 
 
+class Spread(NamedTuple):
+    """How the difference of two arms varies over the seeds that were run."""
+
+    task: str
+    measure: str
+    entries: int | None
+    first: str
+    second: str
+    mean: float
+    deviation: float
+    seeds: int
+
+
+def spreads(study: Study) -> list[Spread]:
+    """Of every pair of arms that finished two seeds or more, ranked or not: for planning, never for a claim."""
+    found = []
+    for task in study.tasks:
+        for measure, entries in _measures(study, task):
+            values: dict[str, dict] = {}
+            for run in study.select("result", task=task):
+                value = _value(run, measure, entries) if run.finished else None
+                if value:
+                    values.setdefault(run.arm, {})[run.replicate] = value.mean
+            for first, second in combinations(values, 2):
+                both = [r for r in values[first] if r in values[second]]
+                if len(both) > 1:
+                    gaps = np.array([values[first][r] - values[second][r] for r in both])
+                    mean, deviation = float(gaps.mean()), float(gaps.std(ddof=1))
+                    found.append(Spread(task, measure, entries, first, second, mean, deviation, len(both)))
+    return found
+
+
 # ---- sentences
 
 

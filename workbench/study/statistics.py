@@ -137,3 +137,46 @@ def holm(p: Values) -> list[float]:
         largest = max(largest, min(1.0, (len(p) - rank) * p[index]))
         adjusted[index] = largest
     return adjusted
+
+
+# ---- how many seeds
+
+
+def power(seeds: int, difference: float, deviation: float, level: float = 0.95) -> float:
+    """Chance that a paired t over this many seeds sees a true difference, given the differences' deviation over seeds.
+
+    From the noncentral t distribution. Two seeds are the fewest that have a deviation.
+    """
+    if seeds < 2:
+        return 0.0
+    shift = abs(difference) / deviation * math.sqrt(seeds)
+    bound = t_quantile(level, seeds - 1)
+    wrong = special.nctdtr(seeds - 1, shift, -bound)  # seen the other way round; not a number where it is below 1e-30
+    return float(1 - special.nctdtr(seeds - 1, shift, bound) + (wrong if math.isfinite(wrong) else 0))
+
+
+def seeds_needed(difference: float, deviation: float, wanted: float = 0.8, most: int = 1000) -> int | None:
+    """The fewest seeds, at least those of a claim, that see the difference with that chance; None past `most`."""
+    low, high = LEAST_SEEDS, most
+    if power(high, difference, deviation) < wanted:
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power(middle, difference, deviation) >= wanted else (middle + 1, high)
+    return low
+
+
+def detectable(seeds: int, deviation: float, wanted: float = 0.8) -> float:
+    """The smallest true difference that a paired t over this many seeds sees with that chance."""
+    low, high = 0.0, 1000 * deviation
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if power(seeds, middle, deviation) >= wanted else (middle, high)
+    return high
+
+
+def deviation_interval(deviation: float, seeds: int, level: float = 0.95) -> tuple[float, float]:
+    """Where the true deviation lies, given one from so many seeds: with three, between half and six times it."""
+    freedom = seeds - 1
+    tail = (1 - level) / 2
+    return tuple(deviation * math.sqrt(freedom / special.chdtri(freedom, q)) for q in (tail, 1 - tail))
