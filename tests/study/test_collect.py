@@ -134,6 +134,19 @@ def test_twice_the_steps_must_change_little(two, drop):
     assert bool(verdict.reasons) == (drop > 0) and all("twice the steps" in reason for reason in verdict.reasons)
 
 
+def test_what_twice_the_steps_change_past_training_is_said_though_the_arm_stays_ranked(two):
+    def truth(arm, entries):
+        return 0.5 * fake.truth(arm, entries) if arm == "hybrid" and entries == 24 else fake.truth(arm, entries)
+
+    for arm in TWO:
+        fake.phonebook(two, arm, 0, role="long", steps=3200, truth=truth)
+    study = collect(two)
+    assert judge.verdicts(study, "phonebook")["hybrid"].ranked
+    (said,) = (sentence for sentence in judge.headline(study) if "twice the steps" in sentence)
+    assert said.startswith("With 24 entries twice the steps, one seed an arm, change hybrid from ")
+    assert "mamba2" not in said and said.endswith("holds for these steps alone.")
+
+
 def test_where_no_long_runs_were_made_the_first_line_says_so(two):
     assert "Convergence was not checked" in judge.first_line(collect(two))
     for arm in TWO:

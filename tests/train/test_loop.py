@@ -132,6 +132,15 @@ def test_a_batch_with_nothing_to_learn_from_is_named(run, toy, train, replace, t
         train(replace(run, data=toy(blank=4)), tmp_path)
 
 
+@pytest.fixture
+def heard():
+    """SIGINT as a terminal's process has it: a shell's background jobs ignore it, and tests that run there as well."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_being_asked_to_stop_saves_the_step_and_the_run_goes_on_as_if_it_had_not(run, whole, train, tmp_path, number):
     before = signal.getsignal(number)
@@ -150,6 +159,7 @@ def test_being_asked_to_stop_saves_the_step_and_the_run_goes_on_as_if_it_had_not
     assert (tmp_path / "metrics.jsonl").read_text() == (whole.folder / "metrics.jsonl").read_text()
 
 
+@pytest.mark.usefixtures("heard")
 def test_being_asked_twice_does_not_wait(run, train, tmp_path):
     def ask(step, metrics):
         os.kill(os.getpid(), signal.SIGINT)

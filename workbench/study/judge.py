@@ -497,7 +497,32 @@ def headline(study: Study) -> list[str]:
             if measure == "exact_match":
                 out += filter(None, [_by_attention(study, task, arms, rows)])
                 out += [_of_control(study, c) for c in controls if c.entries == entries]
+                out += filter(None, [_with_twice_the_steps(study, task, arms, entries)])
     return out
+
+
+def _with_twice_the_steps(study: Study, task: str, arms: list[str], entries: int) -> str:
+    """What twice the steps change at a size, arm by arm; "" where they change little. Training is held to this too."""
+    short = {(run.arm, run.replicate): run for run in study.select("result", task=task) if run.finished}
+    changed = []
+    for long in study.select("long", task=task):
+        base = short.get((long.arm, long.replicate))
+        if (
+            long.arm in arms
+            and long.finished
+            and base
+            and entries in base.by_entries()
+            and entries in long.by_entries()
+        ):
+            before, after = (run.by_entries()[entries].mean for run in (base, long))
+            if abs(after - before) >= LONG_MATCH:
+                changed.append(f"{long.arm} from {100 * before:.1f} to {100 * after:.1f} %")
+    if not changed:
+        return ""
+    return (
+        f"With {entries} entries twice the steps, one seed an arm, change {listed(changed)}: "
+        "what is said there holds for these steps alone."
+    )
 
 
 def _sentence(
