@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
-import hashlib
 import json
 import os
 import pickle
@@ -39,7 +38,7 @@ from workbench.config import TextConfig, nearest
 from workbench.data import documents, duplicates
 from workbench.data import tokenizer as tokenizers
 from workbench.data.packing import Pieces, pack
-from workbench.record import cache_folder, read_json, writing
+from workbench.record import cache_folder, read_json, write_json, writing
 
 RANGES = {"train": (0.0, 0.7), "select": (0.7, 0.85), "test": (0.85, 1.0)}  # of the range of the group's hash
 SPLITS = (*RANGES, "same")  # "same": documents of training groups that were held out
@@ -153,16 +152,11 @@ def _opened(place: Path) -> Corpus:
         path = place / name
         found = path.stat().st_size if path.is_file() else "no"
         wrong = f"it has {found} bytes, {each['bytes']} were written" if found != each["bytes"] else ""
-        if thorough and not wrong and _sha256(path) != each["sha256"]:
+        if thorough and not wrong and documents.file_sha256(path) != each["sha256"]:
             wrong = "its bytes are not those that were written"
         if wrong:
             raise ValueError(f"{path} is damaged ({wrong}); delete the folder {place}, then it is prepared again")
     return Corpus(place, manifest)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
@@ -468,10 +462,11 @@ def _finish(work: Path, place: Path, parts: list[documents.Part], key: str) -> N
         "vocabulary": spoken.vocabulary,
         "dtype": _dtype(spoken),
         "files": {
-            path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(done.iterdir())
+            path.name: {"bytes": path.stat().st_size, "sha256": documents.file_sha256(path)}
+            for path in sorted(done.iterdir())
         },
     }
-    _whole(done / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+    write_json(done / "manifest.json", manifest)
     shutil.rmtree(place, ignore_errors=True)  # a folder without a manifest
     done.rename(place)
     shutil.rmtree(work, ignore_errors=True)

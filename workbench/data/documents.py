@@ -228,7 +228,7 @@ def _checksum(path: str) -> str:
     """sha256 of a file; of a large one it is remembered for as long as size and time of change stay."""
     about = Path(path).stat()
     if about.st_size < REMEMBERED:
-        return _sha256(path)
+        return file_sha256(path)
     known = cache_folder() / "checksums" / sha256(str(Path(path).resolve()).encode()).hexdigest()[:16]
     stamp = f"{about.st_size} {about.st_mtime_ns}"
     try:
@@ -237,14 +237,14 @@ def _checksum(path: str) -> str:
             return saved[1]
     except (OSError, IndexError):  # never seen, or cut off
         pass
-    found = _sha256(path)
+    found = file_sha256(path)
     with contextlib.suppress(OSError):  # only time depends on it
         known.parent.mkdir(parents=True, exist_ok=True)
         known.write_text(f"{stamp}\n{found}\n")
     return found
 
 
-def _sha256(path: str) -> str:
+def file_sha256(path: str | Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
