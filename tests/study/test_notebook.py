@@ -1,6 +1,7 @@
 import ast
 
 import nbformat
+import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
 
@@ -89,3 +90,10 @@ def test_notebooks_are_thin_and_committed_without_outputs(root, name):
             assert cell.outputs == [] and cell.execution_count is None
             code = "\n".join(line for line in cell.source.splitlines() if not line.startswith("%"))
             assert not [n for n in ast.walk(ast.parse(code)) if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_papermill_reads_every_parameter_too_and_warns_of_none(root, name):
+    """It counts equals signs, so one in a comment costs two lines of warning a run."""
+    path = root / "notebooks" / f"{name}.ipynb"
+    assert list(papermill.inspect_notebook(str(path))) == list(parameters(path))

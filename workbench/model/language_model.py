@@ -24,7 +24,7 @@ UNROLLED = (
 class ModelState(NamedTuple):
     """What a model keeps of the tokens it has read; a value, never mutated.
 
-    layers: for each position in the period, its layer's state stacked over the periods.
+    layers: each layer's state, in order: apart, so that a token written to a cache does not copy the others.
     """
 
     layers: tuple
@@ -63,7 +63,7 @@ class LanguageModel(nnx.Module):
 
         def stacked(position: int) -> Layer:
             each = [Layer(layers[i], config, make(1 + i)) for i in range(position, len(layers), period)]
-            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+            return _stacked(each)
 
         ends = make(0)
         kind = "tied_embedding" if config.tied else "embedding"
@@ -84,15 +84,17 @@ class LanguageModel(nnx.Module):
     ) -> Output:
         """Hidden states of tokens; with a state, those that follow the tokens it has read.
 
-        unroll: layers one by one instead of in a scan over periods; by default on a CPU for up to 16 layers.
+        unroll: layers one by one instead of in a scan over periods; by default for a single token after a state, and on
+        a CPU for up to 16 layers.
         remat: what the backward pass makes again instead of keeping: "none", "products" (all but the results of matrix
         products with weights) or "all" (everything between two layers).
         """
         where, progress = locate(*tokens.shape, segments, None if state is None else state.progress)
         x = self.embedding[...][tokens].astype(self.config.dtype)  # in this order, gradients add up in float32
-        periods = jax.tree.leaves(self.layers[0])[0].shape[0]
+        period, periods = len(self.layers), self.periods
         if unroll is None:
-            unroll = periods == 1 or (jax.default_backend() == "cpu" and periods * len(self.layers) <= UNROLLED)
+            few = jax.default_backend() == "cpu" and periods * period <= UNROLLED
+            unroll = periods == 1 or few or (state is not None and tokens.shape[1] == 1)
 
         def call(layer, x, before, where):
             return layer(x, before, where)
@@ -111,15 +113,18 @@ class LanguageModel(nnx.Module):
                 }
             return x, (tuple(after), sums)
 
-        inputs = (self.layers, (None,) * len(self.layers) if state is None else state.layers)
+        before = (None,) * (periods * period) if state is None else state.layers
         if unroll:
-            outputs = []
+            states, aux = (), []
             for i in range(periods):
-                x, output = run(x, jax.tree.map(lambda leaf: leaf[i], inputs))  # noqa: B023
-                outputs.append(output)
-            states, aux = jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+                layers = jax.tree.map(lambda leaf: leaf[i], self.layers)  # noqa: B023
+                x, (after, sums) = run(x, (layers, before[i * period : (i + 1) * period]))
+                states, aux = states + after, [*aux, sums]
+            aux = _stacked(aux)
         else:
-            x, (states, aux) = jax.lax.scan(run, x, inputs)
+            stacks = tuple(_stacked(before[position::period]) for position in range(period))
+            x, (after, aux) = jax.lax.scan(run, x, (self.layers, stacks))
+            states = tuple(jax.tree.map(lambda leaf: leaf[i], stack) for i in range(periods) for stack in after)  # noqa: B023
         aux = jax.tree.map(lambda values: values.sum(axis=0), aux)
         after = None if state is None else ModelState(states, progress)
         return Output(self.norm(x), after, aux)
@@ -134,14 +139,18 @@ class LanguageModel(nnx.Module):
 
     def initial_state(self, batch: int, capacity: int) -> ModelState:
         """The state of `batch` rows that have read nothing and will read at most `capacity` tokens."""
-        periods = jax.tree.leaves(self.layers[0])[0].shape[0]
         dtype = jnp.dtype(self.config.dtype)
+        period = tuple(layer.mixer.initial_state(batch, capacity, dtype) for layer in self.layers)
+        return ModelState(period * self.periods, nothing_read(batch))
 
-        def stacked(layer: Layer):
-            state = layer.mixer.initial_state(batch, capacity, dtype)
-            return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (periods, *leaf.shape)), state)
+    @property
+    def periods(self) -> int:
+        """How often the pattern's smallest period is repeated."""
+        return jax.tree.leaves(self.layers[0])[0].shape[0]
 
-        return ModelState(tuple(stacked(layer) for layer in self.layers), nothing_read(batch))
+
+def _stacked(trees):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 @partial(jax.jit, static_argnums=0)

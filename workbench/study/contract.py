@@ -133,7 +133,7 @@ def operations_are_counted_for_every_token(model: LanguageModel, layer: LayerCon
 def state_bytes_are_as_counted(model: LanguageModel, layer: LayerConfig, tolerance: float):
     state = jax.eval_shape(lambda: model.initial_state(1, TIME)).layers[0]
     arrays = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    built = sum(leaf.size // leaf.shape[0] * 4 for leaf in arrays)
+    built = sum(leaf.size * 4 for leaf in arrays)
     counted = layer.state_bytes(model.config.width, TIME, 4)
     return built == counted, f"built {built}, counted {counted} (float32, {TIME} tokens)"
 
