@@ -169,6 +169,31 @@ Prints a JSON object a run, one a line.""",
     each.add_argument("--step", type=_step, help="of a checkpoint, or best (on select); default: the last")
 
     each = command(
+        "generate",
+        _generate,
+        "write on from a prompt with a run that was trained on text, token by token",
+        """examples:
+  workbench generate runs/text/text-hybrid-s1-1a2b3c4d "def main(arguments):"
+  workbench generate runs/text/text-hybrid-s1-1a2b3c4d "import" --tokens 400 --top-p 0.9 --seed 7
+  cat prompt.txt | workbench generate runs/text/text-hybrid-s1-1a2b3c4d - --temperature 0
+
+The prompt begins a document. The same seed gives the same text.""",
+    )
+    each.add_argument("folder", metavar="RUN_FOLDER")
+    each.add_argument("prompt", metavar="PROMPT", help="- for what stands on the standard input")
+    each.add_argument("--tokens", type=int, default=128, help="at most (default: 128)")
+    each.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends the text; may be given again")
+    each.add_argument("--temperature", type=float, default=0.8, help="0 for the likeliest token (default: 0.8)")
+    each.add_argument("--top-k", type=int, default=0, help="draw from the k likeliest tokens alone")
+    each.add_argument("--top-p", type=float, default=1.0, help="draw from the likeliest that reach this probability")
+    each.add_argument(
+        "--min-p", type=float, default=0.0, help="draw from those this fraction as likely as the likeliest"
+    )
+    each.add_argument("--repetition", type=float, default=1.0, help="penalty of tokens that were there before, above 1")
+    each.add_argument("--seed", type=int, default=0)
+    each.add_argument("--step", type=_step, help="of a checkpoint, or best (on select); default: the last")
+
+    each = command(
         "check",
         _check,
         "test a layer of your own: causality, cutting, packing, counts and gradients",
@@ -262,6 +287,19 @@ def _evaluate(given: argparse.Namespace) -> None:
 
 def _step(text: str) -> int | str:
     return text if text == "best" else int(text)
+
+
+def _generate(given: argparse.Namespace) -> None:
+    from workbench.evaluate.score import subject
+    from workbench.generate import Sampling, complete
+
+    prompt = sys.stdin.read() if given.prompt == "-" else given.prompt
+    model, tokenizer = subject(given.folder, given.step)
+    how = Sampling(given.repetition, given.temperature, given.top_k, given.top_p, given.min_p)
+    print(prompt, end="", flush=True)
+    show = lambda row, text: print(text, end="", flush=True)  # noqa: E731
+    complete(model, tokenizer, [prompt], given.tokens, sampling=how, stop=given.stop, seed=given.seed, on_text=show)
+    print()
 
 
 def _check(given: argparse.Namespace) -> int:

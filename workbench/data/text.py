@@ -17,6 +17,7 @@ from workbench.config import TextConfig
 from workbench.data.corpus import corpus
 from workbench.data.documents import Package
 from workbench.data.packing import blend, order
+from workbench.data.tokenizer import Tokenizer
 
 
 class Rows(NamedTuple):
@@ -61,6 +62,10 @@ class TextStream:
                     f"source {empty[0]} of data.sources has no document in the split {split!r}; "
                     "give it more, or take its weight out"
                 )
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.corpus.tokenizer
 
     @property
     def rows(self) -> int:

@@ -24,7 +24,7 @@ from workbench.data.batches import check_batch, prefetch
 from workbench.data.digest import chain
 from workbench.model.language_model import create
 from workbench.model.names import named
-from workbench.record import add_row, keep_rows, read_json, read_rows, write_json
+from workbench.record import add_row, keep_rows, read_json, read_rows, write_json, write_text
 from workbench.train import checkpoint, track
 from workbench.train.checkpoint import Position
 from workbench.train.environment import decisive_differences, environment
@@ -97,6 +97,8 @@ def train(
 
 def _train(run, folder, evaluators, layout, progress, tracker, on_step) -> dict[str, Any]:
     stream = run.data.stream("train")
+    if (spoken := getattr(stream, "tokenizer", None)) is not None:  # so that the folder alone turns text into tokens
+        write_text(folder / "tokenizer.json", spoken.saved().decode())
     mesh = make_mesh(layout) if layout.devices > 1 else None
     evaluated: dict[str, Any] = {}
 

@@ -1,0 +1,466 @@
+"""Text from a model of any pattern: prompts are read in chunks, then tokens are drawn one after another.
+
+What a model has read is a value (`Reading`): keep it to come back to it, take rows of it to branch, go on from it as
+often as wanted. Rows are apart: each gives what it would give alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from workbench.model.language_model import LanguageModel, ModelState
+
+if TYPE_CHECKING:
+    from workbench.data.tokenizer import Tokenizer
+
+CAPACITY = 256  # least that a state is made for; doubled when it is full, so that few programs are compiled
+LEAST = 16  # tokens of a prompt that are read at a time, at least: few programs are compiled
+CHUNK = 512  # tokens of the prompts that are read at a time: memory does not grow with a prompt but by its cache
+BLOCK = 64  # tokens that are drawn before the host looks at them
+SCORED = 64  # tokens a row whose logits are held at a time
+
+
+class Reading(NamedTuple):
+    """What a model keeps of the tokens that each row has read: a value, never changed.
+
+    state: the layers' states, with room for `capacity` tokens. hidden: after each row's last token, what the next is
+    drawn from. length: tokens that each row has read, known without asking the device.
+    """
+
+    state: ModelState
+    hidden: Float[Array, "B D"]
+    length: np.ndarray
+    capacity: int
+
+    def rows(self, index: Sequence[int] | np.ndarray) -> Reading:
+        """Some of the rows, in this order, one more than once if named more than once: a branch."""
+        index = np.asarray(index)
+        state, hidden = jax.tree.map(lambda leaf: leaf[index], (self.state, self.hidden))
+        return Reading(state, hidden, self.length[index], self.capacity)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn; by default it is the likeliest. The fields apply in this order."""
+
+    repetition: float = 1.0  # divides positive logits, multiplies negative ones, of tokens read or drawn before
+    temperature: float = 0.0  # 0: the likeliest token, whatever follows
+    top_k: int = 0  # only the k likeliest; 0: all
+    top_p: float = 1.0  # only the likeliest that together just reach this probability (nucleus)
+    min_p: float = 0.0  # only those at least this fraction as likely as the likeliest
+
+    def __post_init__(self):
+        for name, holds, needed in (
+            ("repetition", self.repetition > 0, "above 0 (1: no penalty)"),
+            ("temperature", self.temperature >= 0, "at least 0 (0: the likeliest token)"),
+            ("top_k", self.top_k >= 0, "at least 0 (0: all tokens)"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1 (1: all tokens)"),
+            ("min_p", 0 <= self.min_p <= 1, "from 0 (all tokens) to 1"),
+        ):
+            if not holds:
+                raise ValueError(f"sampling.{name} is {needed}; got {getattr(self, name)}")
+
+    def active(self) -> dict[str, float]:
+        """The fields that change anything: which they are is compiled, their values are not."""
+        values = {name: value for name, value in asdict(self).items() if value != getattr(Sampling, name)}
+        if not self.temperature:
+            values = {name: value for name, value in values.items() if name == "repetition"}
+        return values
+
+
+class Generated(NamedTuple):
+    """What followed each prompt.
+
+    tokens: drawn, without the stop. log_probabilities: of these tokens, in nats, under the model itself (before
+    temperature and the rest). stopped: whether a stop token ended the row. reading: after the tokens, to go on from.
+    """
+
+    tokens: list[np.ndarray]
+    log_probabilities: list[np.ndarray]
+    stopped: list[bool]
+    reading: Reading
+
+
+class Likelihood(NamedTuple):
+    """How likely each token of one prompt was after those before it, in nats, and whether it was the likeliest."""
+
+    log_probabilities: np.ndarray
+    likeliest: np.ndarray
+
+
+def read(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int] | np.ndarray],
+    after: Reading | None = None,
+    *,
+    room: int = 0,
+    chunk: int = CHUNK,
+) -> Reading:
+    """Reads a prompt a row, of any lengths, after what the rows have read before; with room for further tokens.
+
+    Raises ValueError for a row that would have read nothing, or a token that is not in the vocabulary.
+    """
+    reading = _opened(model, prompts, after, room)
+    for tokens, real in _chunks(prompts, chunk):
+        reading = _after(reading, real, *_read(model, reading.state, reading.hidden, tokens, real))
+    return reading
+
+
+def follow(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int] | np.ndarray],
+    after: Reading | None = None,
+    *,
+    room: int = 0,
+    chunk: int = CHUNK,
+) -> tuple[Reading, list[Likelihood]]:
+    """Reads like `read` and says how likely each token was; of a row that had read nothing, its first token has NaN."""
+    reading = _opened(model, prompts, after, room)
+    fresh = reading.length == 0
+    found = []
+    for tokens, real in _chunks(prompts, chunk):
+        state, hidden, chance, likeliest = _follow(model, reading.state, reading.hidden, tokens, real)
+        reading = _after(reading, real, state, hidden)
+        found.append((np.asarray(chance), np.asarray(likeliest)))
+    sizes = [np.size(prompt) for prompt in prompts]
+    if not found:
+        return reading, [Likelihood(np.zeros(0, np.float32), np.zeros(0, bool)) for _ in sizes]
+    chance, likeliest = (np.concatenate(each, axis=1) for each in zip(*found, strict=True))
+    chance[fresh, 0], likeliest[fresh, 0] = np.nan, False
+    return reading, [Likelihood(chance[row, :n], likeliest[row, :n]) for row, n in enumerate(sizes)]
+
+
+def _opened(model: LanguageModel, prompts: Sequence, after: Reading | None, room: int) -> Reading:
+    """The rows before they read the prompts, with room for these and `room` tokens more."""
+    rows, lengths = len(prompts), np.array([np.size(prompt) for prompt in prompts])
+    if not rows or (after is not None and rows != len(after.length)):
+        needed = "at least one" if after is None else f"one for each of the {len(after.length)} rows read before"
+        raise ValueError(f"{rows} prompts given; needed is {needed}")
+    if after is None and not lengths.all():
+        raise ValueError(f"prompt {int(lengths.argmin())} is empty; begin it with the tokenizer's boundary token")
+    for index, prompt in enumerate(prompts):
+        ids = np.asarray(prompt).reshape(-1)
+        if len(bad := ids[(ids < 0) | (ids >= model.config.vocabulary)]):
+            raise ValueError(f"prompt {index} has token {bad[0]}; the model knows 0 to {model.config.vocabulary - 1}")
+    before = 0 if after is None else after.length
+    capacity = _capacity(int((before + lengths).max()) + room)
+    return _nothing(model, rows, capacity) if after is None else grown(model, after, capacity)
+
+
+def _chunks(prompts: Sequence, chunk: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The prompts in pieces of one length, which is a power of two: tokens and whether they are real [B, chunk]."""
+    longest = max(np.size(prompt) for prompt in prompts)
+    chunk = min(_power(chunk), max(_power(longest), LEAST))
+    for begin in range(0, longest, chunk):
+        tokens, real = np.zeros((len(prompts), chunk), np.int32), np.zeros((len(prompts), chunk), bool)
+        for row, prompt in enumerate(prompts):
+            piece = np.asarray(prompt).reshape(-1)[begin : begin + chunk]
+            tokens[row, : len(piece)], real[row, : len(piece)] = piece, True
+        yield tokens, real
+
+
+def _after(reading: Reading, real: np.ndarray, state: ModelState, hidden: Array) -> Reading:
+    return Reading(state, hidden, reading.length + real.sum(axis=1), reading.capacity)
+
+
+def generate(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int] | np.ndarray] | Reading,
+    tokens: int = 64,
+    *,
+    sampling: Sampling | None = None,
+    stop: Sequence[int] = (),
+    seed: int | Sequence[int] = 0,
+    on_tokens: Callable[[list[np.ndarray]], bool | None] | None = None,
+) -> Generated:
+    """Up to `tokens` tokens after each prompt, or after what has been read; a stop token ends its row.
+
+    A row's draws follow from its own seed and place in the text alone: from seed + row, or one seed a row. on_tokens is
+    called with each row's new tokens every few tokens, to show them; what it returns as true ends all.
+    """
+    begun = isinstance(prompts, Reading)
+    reading = prompts if begun else read(model, prompts, room=min(tokens, BLOCK))
+    rows = len(reading.length)
+    seeds = [seed + row for row in range(rows)] if isinstance(seed, int) else list(seed)
+    if len(seeds) != rows:
+        raise ValueError(f"{len(seeds)} seeds for {rows} rows; give one number, or one a row")
+    sampling = sampling or Sampling()
+    knobs = sampling.active()
+    if "repetition" in knobs:
+        knobs["seen"] = np.zeros((rows, model.config.vocabulary), bool)
+        if begun:
+            raise ValueError("sampling.repetition needs the prompts themselves: what was read before is not kept")
+        for row, prompt in enumerate(prompts):
+            knobs["seen"][row, np.asarray(prompt)] = True
+    draw = Draw(
+        knobs,
+        jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)),
+        np.asarray(stop, np.int32),
+        jnp.zeros(rows, bool),
+    )
+    drawn, chances = [[] for _ in range(rows)], [[] for _ in range(rows)]
+    left, owned = tokens, not begun
+    while left > 0:
+        count = min(left, BLOCK)
+        wider = grown(model, reading, _capacity(int(reading.length.max()) + count))
+        if not owned and wider is reading:  # the caller's own stays as it is: it is a value
+            wider = reading._replace(state=jax.tree.map(jnp.copy, reading.state))
+        owned = True
+        state, hidden, draw, block = _draw_block(model, wider.state, wider.hidden, draw, count)
+        block, chance, done = np.asarray(block.tokens), np.asarray(block.log_probabilities), np.asarray(draw.done)
+        new = [row[row >= 0] for row in block]
+        reading = Reading(state, hidden, wider.length + [len(row) for row in new], wider.capacity)
+        for row, more in enumerate(new):
+            drawn[row].append(more)
+            chances[row].append(chance[row, : len(more)])
+        left -= count
+        if (on_tokens is not None and on_tokens(new)) or done.all():
+            break
+    empty = np.zeros(0, np.int32), np.zeros(0, np.float32)
+    return Generated(
+        [np.concatenate([empty[0], *each]) for each in drawn],
+        [np.concatenate([empty[1], *each]) for each in chances],
+        np.asarray(draw.done).tolist(),
+        reading,
+    )
+
+
+class Completion(NamedTuple):
+    """text: without the stop. tokens, log_probabilities: those drawn, which may go past a stop string by a few."""
+
+    text: str
+    tokens: np.ndarray
+    log_probabilities: np.ndarray
+    stopped: bool
+
+
+def complete(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str] | Reading,
+    tokens: int = 64,
+    *,
+    sampling: Sampling | None = None,
+    stop: Sequence[str] = (),
+    seed: int | Sequence[int] = 0,
+    on_text: Callable[[int, str], None] | None = None,
+) -> list[Completion]:
+    """Continues each prompt, which begins a document, or what has been read, until a stop string, the document's end or
+    `tokens` tokens.
+
+    on_text(row, text) is called with what is new, as it comes: never half a character, never a part of a stop string.
+    """
+    if "" in stop:
+        raise ValueError('a stop string is empty; leave it out, or give one such as "\\n"')
+    texts = prompts if isinstance(prompts, Reading) else encoded(tokenizer, prompts)
+    rows = len(texts.length if isinstance(texts, Reading) else texts)
+    found = [_Tail(tokenizer, stop) for _ in range(rows)]
+
+    def look(new: list[np.ndarray]) -> bool:
+        for row, more in enumerate(new):
+            piece = found[row].add(more)
+            if piece and on_text is not None:
+                on_text(row, piece)
+        return all(tail.ended or not len(more) for tail, more in zip(found, new, strict=True))
+
+    out = generate(model, texts, tokens, sampling=sampling, stop=[tokenizer.boundary], seed=seed, on_tokens=look)
+    for row, tail in enumerate(found):
+        piece = tail.rest()
+        if piece and on_text is not None:
+            on_text(row, piece)
+    return [
+        Completion(tail.given, *each, tail.ended or stopped)
+        for tail, *each, stopped in zip(found, *out[:3], strict=True)
+    ]
+
+
+def encoded(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[np.ndarray]:
+    """The tokens of documents that begin with each prompt, their boundary first."""
+    found = tokenizer.encode([prompt.encode() for prompt in prompts])
+    return [np.concatenate([[tokenizer.boundary], each.ids]) for each in found]
+
+
+class _Tail:
+    """One row's text as it grows: what may be shown of it, and whether a stop string has come."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]):
+        self.tokenizer, self.stop = tokenizer, stop
+        self.tokens: list[int] = []
+        self.given, self.ended = "", False
+
+    def add(self, tokens: np.ndarray) -> str:
+        """The text that these tokens make certain."""
+        self.tokens.extend(tokens.tolist())
+        return self._give(hold=True)
+
+    def rest(self) -> str:
+        """The text that was held back, once nothing follows."""
+        return self._give(hold=False)
+
+    def _give(self, hold: bool) -> str:
+        if self.ended:
+            return ""
+        text = self.tokenizer.decode(self.tokens).decode(errors="replace")
+        ends = [at for at in (text.find(each, max(len(self.given) - len(each), 0)) for each in self.stop) if at >= 0]
+        if ends:
+            text, self.ended = text[: min(ends)], True
+        elif hold:
+            text = text.rstrip("\ufffd")  # the first bytes of a character
+            may_stop = [n for each in self.stop for n in range(1, len(each)) if text.endswith(each[:n])]
+            text = text[: len(text) - max(may_stop, default=0)]
+        new = text[len(self.given) :]
+        self.given += new
+        return new
+
+
+# ---- on the device
+
+
+class Draw(NamedTuple):
+    """knobs: of the sampling that are in use, with the tokens seen if repetition is. done: rows that have stopped."""
+
+    knobs: dict
+    keys: Array
+    stop: Int[Array, " S"]
+    done: Bool[Array, " B"]
+
+
+class Block(NamedTuple):
+    """tokens: -1 where a row had stopped."""
+
+    tokens: Int[Array, "B N"]
+    log_probabilities: Float[Array, "B N"]
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _new(model: LanguageModel, rows: int, capacity: int):
+    dtype = jnp.dtype(model.config.dtype)
+    return model.initial_state(rows, capacity), jnp.zeros((rows, model.config.width), dtype)
+
+
+def _nothing(model: LanguageModel, rows: int, capacity: int) -> Reading:
+    return Reading(*_new(model, rows, capacity), np.zeros(rows, int), capacity)
+
+
+def grown(model: LanguageModel, reading: Reading, capacity: int) -> Reading:
+    """The reading with room for `capacity` tokens, unless it has it. Costs one copy, so capacities double."""
+    if capacity <= reading.capacity:
+        return reading
+    return reading._replace(state=_grow(model, reading.state, len(reading.length), capacity), capacity=capacity)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _grow(model: LanguageModel, state: ModelState, rows: int, capacity: int) -> ModelState:
+    """Nothing has been overwritten before a cache is full, so slots are where they were: a ring's too."""
+    into = lambda new, old: new.at[tuple(slice(size) for size in old.shape)].set(old)  # noqa: E731
+    return jax.tree.map(into, model.initial_state(rows, capacity), state)
+
+
+@jax.jit
+def _read(model: LanguageModel, state: ModelState, hidden: Array, tokens: Array, real: Array):
+    return _pass(model, state, hidden, tokens, real)[:2]
+
+
+@jax.jit
+def _follow(model: LanguageModel, state: ModelState, hidden: Array, tokens: Array, real: Array):
+    state, last, each = _pass(model, state, hidden, tokens, real)
+    before = jnp.concatenate([hidden[:, None], each[:, :-1]], axis=1)
+
+    def look(piece):
+        hidden, tokens = piece
+        logits = model.logits(hidden).astype(jnp.float32)
+        chance = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0] - jax.nn.logsumexp(logits, axis=-1)
+        return chance, logits.argmax(axis=-1) == tokens
+
+    size = min(SCORED, tokens.shape[1])  # both are powers of two
+    split = lambda a: jnp.moveaxis(a.reshape(a.shape[0], -1, size, *a.shape[2:]), 1, 0)  # noqa: E731
+    found = jax.lax.map(look, (split(before), split(tokens)))
+    return state, last, *(jnp.moveaxis(a, 0, 1).reshape(tokens.shape) for a in found)
+
+
+def _pass(model: LanguageModel, state: ModelState, hidden: Array, tokens: Array, real: Array):
+    """State and hidden after each row's last real token, and the hidden states of all."""
+    output = model(tokens, state, jnp.where(real, _document(state)[:, None], 0))
+    count = real.sum(axis=1)
+    last = jnp.take_along_axis(output.hidden, jnp.maximum(count - 1, 0)[:, None, None], axis=1)[:, 0]
+    return output.state, jnp.where((count > 0)[:, None], last, hidden), output.hidden
+
+
+def _document(state: ModelState) -> Int[Array, " B"]:
+    """Segment id of the document that each row is in."""
+    return jnp.maximum(state.progress.segment, 1)
+
+
+@partial(jax.jit, donate_argnums=(1,))
+def _draw_block(model: LanguageModel, state: ModelState, hidden: Array, draw: Draw, count: int):
+    """`count` tokens a row, fewer where all rows stop: one program for every count."""
+    rows = hidden.shape[0]
+    block = Block(jnp.full((rows, BLOCK), -1, jnp.int32), jnp.zeros((rows, BLOCK), jnp.float32))
+    index = jnp.arange(rows)
+
+    def goes_on(carry):
+        i, _, _, draw, _ = carry
+        return (i < count) & ~draw.done.all()
+
+    def step(carry):
+        i, state, hidden, draw, block = carry
+        logits = model.logits(hidden).astype(jnp.float32)
+        keys = jax.vmap(jax.random.fold_in)(draw.keys, state.progress.length)
+        token = _next(logits, keys, draw.knobs)
+        done = draw.done | (token[:, None] == draw.stop[None]).any(axis=1)
+        chance = logits[index, token] - jax.nn.logsumexp(logits, axis=-1)
+        block = Block(
+            block.tokens.at[:, i].set(jnp.where(done, -1, token)), block.log_probabilities.at[:, i].set(chance)
+        )
+        knobs = dict(draw.knobs)
+        if "seen" in knobs:
+            knobs["seen"] = knobs["seen"].at[index, token].set(True)
+        output = model(token[:, None], state, jnp.where(done, 0, _document(state))[:, None])
+        hidden = jnp.where(done[:, None], hidden, output.hidden[:, 0])
+        return i + 1, output.state, hidden, draw._replace(knobs=knobs, done=done), block
+
+    _, state, hidden, draw, block = jax.lax.while_loop(goes_on, step, (0, state, hidden, draw, block))
+    return state, hidden, draw, block
+
+
+def _next(logits: Float[Array, "B V"], keys: Array, knobs: dict) -> Int[Array, " B"]:
+    """A token a row, by the sampling's fields in use."""
+    if "repetition" in knobs:
+        by = jnp.where(knobs["seen"], knobs["repetition"], 1.0)
+        logits = jnp.where(logits > 0, logits / by, logits * by)
+    if "temperature" not in knobs:
+        return logits.argmax(axis=-1).astype(jnp.int32)
+    logits = logits / knobs["temperature"]
+    if not knobs.keys() & {"top_k", "top_p", "min_p"}:
+        return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+    order = jnp.argsort(-logits, axis=-1)
+    logits = jnp.take_along_axis(logits, order, axis=-1)
+    kept = jnp.ones(logits.shape, bool)
+    if "top_k" in knobs:
+        kept &= jnp.arange(logits.shape[1])[None] < knobs["top_k"]
+    for name in ("top_p", "min_p"):
+        if name in knobs:
+            chance = jax.nn.softmax(jnp.where(kept, logits, -jnp.inf), axis=-1)
+            if name == "top_p":  # a token stays if those before it do not reach the sum
+                kept &= jnp.cumsum(chance, axis=-1) - chance < knobs[name]
+            else:
+                kept &= chance >= knobs[name] * chance[:, :1]
+    place = jax.vmap(jax.random.categorical)(keys, jnp.where(kept, logits, -jnp.inf))
+    return jnp.take_along_axis(order, place[:, None], axis=-1)[:, 0].astype(jnp.int32)
+
+
+def _capacity(tokens: int) -> int:
+    return max(CAPACITY, _power(tokens))
+
+
+def _power(number: int) -> int:
+    """The next power of two."""
+    return 1 << max(number - 1, 0).bit_length()
