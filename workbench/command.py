@@ -169,6 +169,25 @@ Prints a JSON object a run, one a line.""",
     each.add_argument("--step", type=_step, help="of a checkpoint, or best (on select); default: the last")
 
     each = command(
+        "speed",
+        _speed,
+        "predict and measure how fast an experiment's architectures generate, against context",
+        """examples:
+  workbench speed experiments/inference.py                       predict, then measure this machine
+  workbench speed experiments/waleffe_8b.py --device h100 --batches 1,32 --contexts 4096,131072
+                                                                 predict alone, in milliseconds
+
+A prediction counts the bytes and FLOPs of a step against what the device can move and compute; of this machine both are
+measured by themselves first, and the predictions are written before any step is timed.""",
+    )
+    each.add_argument("file", metavar="FILE", help="an experiment file")
+    each.add_argument("--scale", help="one of the file's SCALES (default: the first)")
+    each.add_argument("--device", help="predict for h100, h200, a100 or tpu-v5e, and measure nothing")
+    each.add_argument("--batches", type=_numbers, default=(1, 8), help="sequences at a time (default: 1,8)")
+    each.add_argument("--contexts", type=_numbers, default=(256, 1024, 4096, 16384, 65536), metavar="TOKENS,...")
+    each.add_argument("--folder", type=Path, help="where the figures and numbers go (default: runs/STUDY-speed)")
+
+    each = command(
         "generate",
         _generate,
         "write on from a prompt with a run that was trained on text, token by token",
@@ -287,6 +306,26 @@ def _evaluate(given: argparse.Namespace) -> None:
 
 def _step(text: str) -> int | str:
     return text if text == "best" else int(text)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))
+
+
+def _speed(given: argparse.Namespace) -> None:
+    from workbench.devices import device
+    from workbench.study import speed
+    from workbench.study.experiment import load
+    from workbench.study.figures import decoding
+
+    runs = load(given.file, given.scale).runs
+    models = speed.models(runs)
+    folder = given.folder or Path("runs") / f"{runs[0].study}-speed"
+    chosen = device(given.device) if given.device else None
+    rows = speed.speed(models, folder, chosen, batches=given.batches, contexts=given.contexts)
+    print(speed.table(rows, next(iter(models))))
+    decoding(rows).savefig(folder / "decoding.png", dpi=150)
+    print(f"figure and numbers: {folder}")
 
 
 def _generate(given: argparse.Namespace) -> None:

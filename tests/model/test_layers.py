@@ -371,3 +371,24 @@ def test_memory_of_long_attention_grows_with_its_length_and_not_with_its_square(
     assert long < 2.5 * short
     assert long < 2 * 8192 * 8192  # a quarter of one head's scores
     assert temporary(8192, window=100) < long / 4  # a window scores its own keys alone
+
+
+@pytest.mark.parametrize(("time", "capacity"), [(1, 4096), (1, 2500), pytest.param(300, 4096, marks=pytest.mark.slow)])
+def test_a_long_cache_is_read_as_far_as_it_is_filled(x64, time, capacity):
+    """Rows that have read unequally much; values further on are no numbers, which any weight would spread, even 0."""
+    rng = np.random.default_rng(0)
+    start = np.array([0, 1500, 2100])
+    end = start + time
+    q = jnp.asarray(rng.standard_normal((3, time, 4, 4)))
+    k, v = (jnp.asarray(rng.standard_normal((3, capacity, 2, 4))) for _ in range(2))
+    v = v.at[:, 3072:].set(jnp.nan)
+    index = np.arange(capacity)[None]
+    documents = np.where(index < end[:, None], np.where(np.array([[0], [1], [1]]) & (index >= 1200), 2, 1), -1)
+    queries = np.repeat([[1], [2], [2]], time, axis=1)
+    whole = (jnp.asarray(a, jnp.int32) for a in (queries, documents, start, index))
+    got = jax.jit(lambda q, k, v, own, of, start, at: attend(q, k, v, own, of, None, start, at))(q, k, v, *whole)
+    for row, first in enumerate((0, 1200, 1200)):
+        keys, values = k[row : row + 1, first : end[row]], v[row : row + 1, first : end[row]]
+        own = jnp.concatenate([jnp.zeros((1, start[row] - first, 4, 4)), q[row : row + 1]], axis=1)
+        alone = plain(own, keys, values, jnp.ones((1, end[row] - first), jnp.int32), None)[:, start[row] - first :]
+        np.testing.assert_allclose(got[row : row + 1], alone, rtol=0, atol=1e-12)

@@ -7,7 +7,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from workbench.study.notebook import check_parameters, parameters, run_notebook
 
-NOTEBOOKS = ("train", "compare", "start")
+NOTEBOOKS = ("train", "compare", "start", "inference")
 
 
 def written(path, *sources, tags=("parameters",)):

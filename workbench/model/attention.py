@@ -18,6 +18,7 @@ from workbench.model.where import Where
 
 BLOCK = 128  # queries that are scored at a time in long sequences
 KEPT = 1024  # queries up to which the backward pass keeps the scores instead of making them again
+KEYS = 1024  # of a longer cache that are looked at together, so that its empty part costs nothing
 UNROLLED = 16  # blocks that are laid out one by one, each over the keys it can see; more are scanned over
 
 
@@ -149,6 +150,8 @@ def attend(
     if plain:
         key_index = jnp.arange(k.shape[1], dtype=jnp.int32)[None]
     block = partial(_attend_block, window=window)
+    if not plain and window is None and k.shape[1] > KEYS:
+        block = _attend_filled
     if time <= BLOCK:
         y = block(q, query_index, query_segments, k, v, key_index, key_segments)
     elif time <= UNROLLED * BLOCK and plain:
@@ -193,6 +196,37 @@ def attend(
 
 def _attend_block(q, query_index, query_segments, k, v, key_index, key_segments, *, window):
     """Some queries against some keys, all scores at once."""
+    read, total, _ = _attend_part(q, query_index, query_segments, k, v, key_index, key_segments, window)
+    return (read / total).astype(v.dtype).transpose(0, 3, 1, 2, 4)
+
+
+def _attend_filled(q, query_index, query_segments, k, v, key_index, key_segments):
+    """Some queries against a long cache, KEYS keys at a time: those past the last query's own are not looked at."""
+    needed, last = query_index.max() + 1, k.shape[1] - KEYS
+
+    def look(carry, first):
+        at = jnp.minimum(first, last)  # the last piece reaches back over keys that were looked at before
+        cut = partial(jax.lax.dynamic_slice_in_dim, start_index=at, slice_size=KEYS, axis=1)
+        index = cut(key_index)
+        index = jnp.where(at + jnp.arange(KEYS, dtype=jnp.int32)[None] >= first, index, -1)
+        keys, values, segments = cut(k), cut(v), cut(key_segments)
+        part = _attend_part(q, query_index, query_segments, keys, values, index, segments, None)
+        highest = jnp.maximum(carry[2], part[2])
+        before, now = jnp.exp(carry[2] - highest), jnp.exp(part[2] - highest)
+        return carry[0] * before + part[0] * now, carry[1] * before + part[1] * now, highest
+
+    def step(carry, first):
+        return jax.lax.cond(first < needed, look, lambda carry, first: carry, carry, first), None
+
+    batch, time, groups, repeats, size = q.shape
+    shape, dtype = (batch, groups, repeats, time), wide(q).dtype
+    nothing = (jnp.zeros((*shape, size), dtype), jnp.zeros((*shape, 1), dtype), jnp.full((*shape, 1), -1e30, dtype))
+    (read, total, _), _ = jax.lax.scan(step, nothing, jnp.arange(0, k.shape[1], KEYS, dtype=jnp.int32))
+    return (read / total).astype(v.dtype).transpose(0, 3, 1, 2, 4)
+
+
+def _attend_part(q, query_index, query_segments, k, v, key_index, key_segments, window):
+    """What the queries read from some keys, the sum of its weights, and the score that these are relative to."""
     query, key = query_index[:, :, None], key_index[:, None, :]
     seen = (key <= query) & (key >= 0)
     if window is not None:
@@ -202,7 +236,8 @@ def _attend_block(q, query_index, query_segments, k, v, key_index, key_segments,
     q, (k, v) = q.transpose(0, 2, 3, 1, 4), (a.swapaxes(1, 2) for a in (k, v))  # time beside K: twice as fast on a CPU
     scores = jnp.einsum("BGRTK,BGSK->BGRTS", q, k, preferred_element_type=wide(q).dtype)
     scores = jnp.where(seen[:, None, None], scores, -1e30)  # finite: a query of padding sees nothing and is no NaN
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    highest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+    weights = jnp.exp(scores - highest)
     total = weights.sum(axis=-1, keepdims=True)  # divides what was read, which has fewer elements than the weights
     read = jnp.einsum("BGRTS,BGSK->BGRTK", weights.astype(v.dtype), v, preferred_element_type=total.dtype)
-    return (read / total).astype(v.dtype).transpose(0, 3, 1, 2, 4)
+    return read, total, highest

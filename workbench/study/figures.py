@@ -544,3 +544,27 @@ def engineering(value: float | int, _: Any = None) -> str:
         if abs(value) >= size:
             return f"{value / size:.3g} {unit}"
     return f"{value:.3g}"
+
+
+def decoding(rows: Rows) -> Figure:
+    """Milliseconds of a decoding step against context, a panel a batch: measured (points) and predicted (dashed)."""
+    batches, arms = (list(dict.fromkeys(row[name] for row in rows)) for name in ("batch", "arm"))
+    figure, axes = _canvas(1, len(batches), (4.9 * len(batches), 4.3), sharey=True)
+    known = {arm: Style(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, arm in enumerate(arms)}
+    for ax, batch in zip(axes, batches, strict=True):
+        for arm, style in known.items():
+            mine = [row for row in rows if (row["batch"], row["arm"]) == (batch, arm)]
+            seen = [row for row in mine if row.get("seconds")]
+            ax.plot(
+                [row["context"] for row in mine], [1e3 * row["predicted"] for row in mine], "--", color=style.colour,
+                linewidth=1.3,
+            )  # fmt: skip
+            ax.plot(
+                [row["context"] for row in seen], [1e3 * row["seconds"] for row in seen], color=style.colour,
+                marker=style.marker, linewidth=1.8, markersize=5.5,
+            )  # fmt: skip
+        ax.set(xscale="log", yscale="log", xlabel="tokens of context", title=f"batch {batch}")
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes[0].set_ylabel("milliseconds a decoding step\n(dashed: predicted)")
+    _key(figure, known)
+    return figure

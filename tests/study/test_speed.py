@@ -1,0 +1,61 @@
+import json
+
+import pytest
+
+from workbench.config import AttentionConfig, Mamba2Config, ModelConfig
+from workbench.devices import DEVICES
+from workbench.speed.predict import decode
+from workbench.study import speed
+from workbench.study.experiment import load
+from workbench.study.figures import decoding
+
+SYMBOLS = {"M": Mamba2Config(state=4, head_dim=8), "*": AttentionConfig(heads=2)}
+MODELS = {name: ModelConfig(pattern, 16, 20, SYMBOLS) for name, pattern in (("transformer", "*"), ("mamba2", "M"))}
+WHERE = {"batches": (1, 2), "contexts": (8, 300)}
+
+
+def test_a_device_is_predicted_and_nothing_is_timed(tmp_path):
+    rows = speed.speed(MODELS, tmp_path, DEVICES["h100"], **WHERE)
+    assert len(rows) == 8 and not (tmp_path / "measured.json").exists()
+    for row in rows:
+        step = decode(MODELS[row["arm"]], DEVICES["h100"], batch=row["batch"], context=row["context"])
+        assert (row["predicted"], row["bound"]) == (step.seconds, step.bound)
+    assert json.loads((tmp_path / "predicted.json").read_text())["rows"] == rows
+    assert "x transformer" in speed.table(rows, "transformer") and "measured" not in speed.table(rows, "transformer")
+
+
+def test_this_machine_is_predicted_on_disk_before_it_is_timed(tmp_path, monkeypatch):
+    measured = speed.measured
+
+    def looked(*arguments, **options):
+        assert len(json.loads((tmp_path / "predicted.json").read_text())["rows"]) == 8
+        return measured(*arguments, **options)
+
+    monkeypatch.setattr(speed, "measured", looked)
+    rows = speed.speed(MODELS, tmp_path, None, **WHERE, progress=False)
+    assert all(row["seconds"] > 0 and len(row["trials"]) == 3 for row in rows)
+    kept = json.loads((tmp_path / "measured.json").read_text())
+    assert kept["rows"] == rows and kept["device"]["source"] == "measured"
+    assert "predicted / measured" in speed.table(rows, "transformer")
+    drawn = decoding(rows)
+    lines = {tuple(line.get_xdata()): line for ax in drawn.axes for line in ax.lines if line.get_linestyle() == "-"}
+    assert set(lines) == {(8, 300)}
+
+
+def test_what_does_not_fit_is_left_out_and_said(monkeypatch):
+    small = DEVICES["h100"].__class__("small", 100_000, 1e9, 1e9, None, "made up")
+    rows = speed.predicted(MODELS, small, **WHERE)
+    found = list(speed.measured(MODELS, rows, small, progress=False))
+    missing = [(row["arm"], row["batch"], row["context"]) for row in found if row["seconds"] is None]
+    assert missing == [("transformer", 1, 300), ("transformer", 2, 8), ("transformer", 2, 300)]
+    assert "needs " in speed.table(found, "transformer")
+
+
+def test_the_speed_experiment_is_matched_and_names_its_arms(root):
+    models = speed.models(load(root / "experiments" / "inference.py").runs)
+    assert list(models) == ["transformer", "transformer, grouped", "mamba", "mamba2", "hybrid"]
+
+
+def test_an_arm_with_a_model_for_each_task_is_refused(root):
+    with pytest.raises(ValueError, match="has a model for each of its tasks"):
+        speed.models(load(root / "experiments" / "phonebook.py").runs)

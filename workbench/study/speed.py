@@ -1,0 +1,130 @@
+"""Decoding speed of a study's architectures against context: predicted from their configs, then measured."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from workbench.config import ModelConfig, RunConfig
+from workbench.count import ELEMENT_BYTES, count
+from workbench.devices import Device
+from workbench.record import write_json
+from workbench.speed.predict import decode
+from workbench.study.sizes import binary
+
+SHARE = 0.5  # of the memory that weights and states may take: a cache that grows is there twice for a moment
+Rows = list[dict[str, Any]]
+
+
+def models(runs: Sequence[RunConfig]) -> dict[str, ModelConfig]:
+    """Each arm's model. Raises ValueError for an arm that has several."""
+    found: dict[str, ModelConfig] = {}
+    for run in runs:
+        if found.setdefault(run.arm, run.model) != run.model:
+            raise ValueError(f"arm {run.arm!r} has a model for each of its tasks; give a file with one model an arm")
+    return found
+
+
+def predicted(
+    models: dict[str, ModelConfig], device: Device, *, batches: Sequence[int], contexts: Sequence[int]
+) -> Rows:
+    """A row for every model, batch and context: seconds of a decoding step and what they are made of."""
+    return [
+        {"arm": arm, "batch": batch, "context": context, "predicted": step.seconds, **_of(step)}
+        for arm, config in models.items()
+        for batch in batches
+        for context in contexts
+        for step in [decode(config, device, batch=batch, context=context)]
+    ]
+
+
+def _of(step) -> dict[str, Any]:
+    return {name: value for name, value in step._asdict().items() if name != "seconds"}
+
+
+def measured(models: dict[str, ModelConfig], rows: Rows, device: Device, *, progress: bool = True) -> Iterator[dict]:
+    """The predicted rows with the seconds that were measured, one after another; with None where memory is short.
+
+    Weights are random: what they are costs nothing.
+    """
+    from workbench.model.language_model import create
+    from workbench.speed.measure import decode_seconds
+
+    bar = tqdm(rows, unit="point", disable=not progress)
+    model, arm = None, None
+    for row in bar:
+        bar.set_description(f"{row['arm']}, batch {row['batch']}, context {row['context']:,}")
+        config = models[row["arm"]]
+        if row["arm"] != arm:
+            model, arm = create(config, 0), row["arm"]
+        at = count(config, _capacity(row["context"]))
+        needed = at.parameters * ELEMENT_BYTES[config.dtype] + row["batch"] * at.state_bytes
+        if needed > SHARE * device.memory_bytes:
+            yield row | {"seconds": None, "trials": [], "reason": f"needs {binary(needed)}"}
+            continue
+        trials = decode_seconds(model, batch=row["batch"], context=row["context"])
+        yield row | {"seconds": min(trials), "trials": list(trials)}
+
+
+def _capacity(context: int) -> int:
+    return 1 << max(context, 255).bit_length()
+
+
+def speed(
+    models: dict[str, ModelConfig],
+    folder: Path,
+    device: Device | None,
+    *,
+    batches: Sequence[int],
+    contexts: Sequence[int],
+    progress: bool = True,
+) -> Rows:
+    """Predicts and, without a device, measures this machine, then predicts, then measures: in this order, on disk.
+
+    folder/predicted.json is written before anything is timed, folder/measured.json afterwards.
+    """
+    here = device is None
+    if here:
+        from workbench.speed.measure import this_machine
+
+        device = this_machine()
+    about = {"device": dataclasses.asdict(device)}
+    rows = predicted(models, device, batches=batches, contexts=contexts)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "predicted.json", about | {"rows": rows})
+    if here:
+        from workbench.train.environment import environment
+
+        rows = list(measured(models, rows, device, progress=progress))
+        write_json(folder / "measured.json", about | {"environment": environment(), "rows": rows})
+    return rows
+
+
+def table(rows: Rows, first: str) -> str:
+    """Milliseconds a step and how many times as fast as the arm `first`: predicted and, where it was, measured."""
+    base = {(row["batch"], row["context"]): row for row in rows if row["arm"] == first}
+    here = any("seconds" in row for row in rows)
+    head = ["arm", "batch", "context", "predicted ms", f"x {first}"]
+    head += ["measured ms", f"x {first}", "predicted / measured"] if here else ["bound by"]
+    body = []
+    for row in rows:
+        of = base[row["batch"], row["context"]]
+        line = [row["arm"], f"{row['batch']}", f"{row['context']:,}", f"{1e3 * row['predicted']:.3g}"]
+        line.append(f"{of['predicted'] / row['predicted']:.2f}")
+        if not here:
+            line.append(row["bound"])
+        elif row["seconds"] is None:
+            line += [row["reason"], "", ""]
+        else:
+            times = f"{of['seconds'] / row['seconds']:.2f}" if of["seconds"] else ""
+            line += [f"{1e3 * row['seconds']:.3g}", times, f"{row['predicted'] / row['seconds']:.2f}"]
+        body.append(line)
+    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+    return "\n".join(
+        "  ".join(f"{cell:{'<' if i == 0 else '>'}{widths[i]}}" for i, cell in enumerate(line))
+        for line in [head, *body]
+    )
