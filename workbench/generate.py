@@ -214,7 +214,7 @@ def generate(
         if not owned and wider is reading:  # the caller's own stays as it is: it is a value
             wider = reading._replace(state=jax.tree.map(jnp.copy, reading.state))
         owned = True
-        state, hidden, draw, block = _draw_block(model, wider.state, wider.hidden, draw, count)
+        state, hidden, draw, block = _draw_block(model, wider.state, wider.hidden, draw, jnp.int32(count))
         block, chance, done = np.asarray(block.tokens), np.asarray(block.log_probabilities), np.asarray(draw.done)
         new = [row[row >= 0] for row in block]
         reading = Reading(state, hidden, wider.length + [len(row) for row in new], wider.capacity)
@@ -400,7 +400,7 @@ def _document(state: ModelState) -> Int[Array, " B"]:
 
 
 @partial(jax.jit, donate_argnums=(1,))
-def _draw_block(model: LanguageModel, state: ModelState, hidden: Array, draw: Draw, count: int):
+def _draw_block(model: LanguageModel, state: ModelState, hidden: Array, draw: Draw, count: Int[Array, ""]):
     """`count` tokens a row, fewer where all rows stop: one program for every count."""
     rows = hidden.shape[0]
     block = Block(jnp.full((rows, BLOCK), -1, jnp.int32), jnp.zeros((rows, BLOCK), jnp.float32))

@@ -1,16 +1,18 @@
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from workbench.config import AttentionConfig, Mamba2Config, MambaConfig, ModelConfig
+from workbench.config import AttentionConfig, Mamba2Config, ModelConfig
 from workbench.data import tokenizer as tokenizers
 from workbench.data.tokenizer import Bytes
 from workbench.evaluate import score as module
 from workbench.evaluate.score import Subject, generate_until, loglikelihood, loglikelihood_rolling
-from workbench.generate import generate
+from workbench.generate import encoded, generate
 from workbench.model.language_model import create
 from workbench.train.loss import negative_log_likelihood
 
-SYMBOLS = {"M": Mamba2Config(state=4, head_dim=8), "S": MambaConfig(state=4), "*": AttentionConfig(heads=2)}
+SYMBOLS = {"M": Mamba2Config(state=4, head_dim=8), "*": AttentionConfig(heads=2)}
 EXAMPLES = "Rome is in Italy. Oslo is in Norway. Lima is in Peru. " * 4
 QUESTIONS = [
     (EXAMPLES + f"{city} is in", f" {country}.")
@@ -21,7 +23,20 @@ QUESTIONS = [
 
 @pytest.fixture(scope="module")
 def subject():
-    return Subject(create(ModelConfig("MS*", 16, 257, SYMBOLS), 0), Bytes())
+    return Subject(create(ModelConfig("M*", 16, 257, SYMBOLS), 0), Bytes())
+
+
+@jax.jit
+def nats_of(model, tokens):
+    """Of each token after the first."""
+    return negative_log_likelihood(model(tokens[:, :-1]).hidden, model.head(), tokens[:, 1:])[0]
+
+
+def nats(subject, text, room=256):
+    """Of a text alone in a row, by the loss that models are trained with; what follows it changes nothing before."""
+    ids = np.concatenate([[0], Bytes().encode([text.encode()])[0].ids])
+    padded = jnp.asarray(np.pad(ids, (0, room - len(ids)))[None], jnp.int32)
+    return np.asarray(nats_of(subject.model, padded))[: len(ids) - 1]
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +47,11 @@ def scores(subject):
 def test_a_continuations_likelihood_is_that_of_the_training_loss(subject, scores):
     """One question at a time, the whole text in one row, through another path of the code."""
     for (context, continuation), score in zip(QUESTIONS[-6:], scores[-6:], strict=True):
-        text = np.concatenate([[0], Bytes().encode([(context + continuation).encode()])[0].ids])[None].astype(np.int32)
         size = len(continuation.encode())
-        hidden = subject.model(text[:, :-1]).hidden
-        nats = negative_log_likelihood(hidden, subject.model.head(), text[:, 1:])[0, -size:]
-        np.testing.assert_allclose(score.log_probabilities, -np.asarray(nats), atol=1e-5)
+        expected = -nats(subject, context + continuation)[-size:]
+        np.testing.assert_allclose(score.log_probabilities, expected, atol=1e-5)
         assert (score.tokens, score.bytes, score.straddles) == (size, size, False)
-        np.testing.assert_allclose(score.log_probability, -np.asarray(nats).sum(), atol=1e-4)
+        np.testing.assert_allclose(score.log_probability, expected.sum(), atol=1e-4)
 
 
 def test_neither_batch_nor_order_nor_sharing_changes_a_score(subject, scores):
@@ -101,20 +114,19 @@ def test_a_token_over_the_cut_counts_for_the_continuation_and_is_reported(subjec
     np.testing.assert_allclose(cut.log_probability, clean.log_probability, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rolling_scores_every_token_of_a_text_of_any_length(subject):
     text = "abc " * 300  # longer than is read at a time
     (score,) = loglikelihood_rolling(subject, [text])
-    ids = np.concatenate([[0], Bytes().encode([text.encode()])[0].ids])[None].astype(np.int32)
-    nats = negative_log_likelihood(subject.model(ids[:, :-1]).hidden, subject.model.head(), ids[:, 1:])
     assert score.tokens == 1200
-    np.testing.assert_allclose(score.log_probabilities, -np.asarray(nats[0]), atol=1e-4)
+    np.testing.assert_allclose(score.log_probabilities, -nats(subject, text, 1280), atol=1e-4)
 
 
 def test_generating_after_shared_beginnings_equals_generating_after_each_prompt(subject):
     prompts = [context for context, _ in QUESTIONS[:16:4]] + ["Lima"]
     shared = generate_until(subject, prompts, ["\n"], 8, batch=4)
     for prompt, one in zip(prompts, shared, strict=True):
-        alone = generate(subject.model, [[0, *Bytes().encode([prompt.encode()])[0].ids]], 8, stop=[0]).tokens[0]
+        alone = generate(subject.model, encoded(Bytes(), [prompt]), 8, stop=[0]).tokens[0]
         np.testing.assert_array_equal(one.tokens[: len(alone)], alone)
 
 
