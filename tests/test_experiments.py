@@ -1,5 +1,6 @@
 """Every file in experiments/: it builds at every scale, and what it compares is equal where it says so."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,11 @@ FILES = sorted((Path(__file__).parents[1] / "experiments").glob("*.py"))
 SCALES = [(path.stem, scale) for path in FILES for scale in load_file(path).SCALES]
 
 
-@pytest.fixture(params=SCALES, ids=lambda pair: "-".join(pair))
-def experiment(request, root, monkeypatch):
-    monkeypatch.chdir(root)
+@pytest.fixture(scope="module", params=SCALES, ids=lambda pair: "-".join(pair))
+def experiment(request):
     name, scale = request.param
-    return load(f"experiments/{name}.py", scale)
+    with contextlib.chdir(FILES[0].parents[1]):
+        return load(f"experiments/{name}.py", scale)
 
 
 def test_its_docstring_says_question_command_cost_and_answer(experiment):

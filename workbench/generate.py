@@ -25,6 +25,7 @@ CAPACITY = 256  # least that a state is made for; doubled when it is full, so th
 LEAST = 16  # tokens of a prompt that are read at a time, at least: few programs are compiled
 CHUNK = 512  # tokens of the prompts that are read at a time: memory does not grow with a prompt but by its cache
 BLOCK = 64  # tokens that are drawn before the host looks at them
+SHOWN = 8  # the same, where somebody watches or a stop string may come
 SCORED = 64  # tokens a row whose logits are held at a time
 
 
@@ -151,8 +152,8 @@ def _opened(model: LanguageModel, prompts: Sequence, after: Reading | None, room
         if len(bad := ids[(ids < 0) | (ids >= model.config.vocabulary)]):
             raise ValueError(f"prompt {index} has token {bad[0]}; the model knows 0 to {model.config.vocabulary - 1}")
     before = 0 if after is None else after.length
-    capacity = _capacity(int((before + lengths).max()) + room)
-    return _nothing(model, rows, capacity) if after is None else grown(model, after, capacity)
+    capacity = int((before + lengths).max()) + room
+    return blank(model, rows, capacity) if after is None else grown(model, after, capacity)
 
 
 def _chunks(prompts: Sequence, chunk: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -180,11 +181,12 @@ def generate(
     stop: Sequence[int] = (),
     seed: int | Sequence[int] = 0,
     on_tokens: Callable[[list[np.ndarray]], bool | None] | None = None,
+    every: int = BLOCK,
 ) -> Generated:
     """Up to `tokens` tokens after each prompt, or after what has been read; a stop token ends its row.
 
     A row's draws follow from its own seed and place in the text alone: from seed + row, or one seed a row. on_tokens is
-    called with each row's new tokens every few tokens, to show them; what it returns as true ends all.
+    called with each row's new tokens, `every` of them (at most 64), to show them; what it returns as true ends all.
     """
     begun = isinstance(prompts, Reading)
     reading = prompts if begun else read(model, prompts, room=min(tokens, BLOCK))
@@ -209,8 +211,8 @@ def generate(
     drawn, chances = [[] for _ in range(rows)], [[] for _ in range(rows)]
     left, owned = tokens, not begun
     while left > 0:
-        count = min(left, BLOCK)
-        wider = grown(model, reading, _capacity(int(reading.length.max()) + count))
+        count = min(left, every, BLOCK)
+        wider = grown(model, reading, int(reading.length.max()) + count)
         if not owned and wider is reading:  # the caller's own stays as it is: it is a value
             wider = reading._replace(state=jax.tree.map(jnp.copy, reading.state))
         owned = True
@@ -271,7 +273,10 @@ def complete(
                 on_text(row, piece)
         return all(tail.ended or not len(more) for tail, more in zip(found, new, strict=True))
 
-    out = generate(model, texts, tokens, sampling=sampling, stop=[tokenizer.boundary], seed=seed, on_tokens=look)
+    out = generate(
+        model, texts, tokens, sampling=sampling, stop=[tokenizer.boundary], seed=seed, on_tokens=look,
+        every=BLOCK if on_text is None and not stop else SHOWN,
+    )  # fmt: skip
     for row, tail in enumerate(found):
         piece = tail.rest()
         if piece and on_text is not None:
@@ -346,14 +351,17 @@ def _new(model: LanguageModel, rows: int, capacity: int):
     return model.initial_state(rows, capacity), jnp.zeros((rows, model.config.width), dtype)
 
 
-def _nothing(model: LanguageModel, rows: int, capacity: int) -> Reading:
+def blank(model: LanguageModel, rows: int, capacity: int) -> Reading:
+    """Rows that have read nothing, with room for at least `capacity` tokens."""
+    capacity = _capacity(capacity)
     return Reading(*_new(model, rows, capacity), np.zeros(rows, int), capacity)
 
 
 def grown(model: LanguageModel, reading: Reading, capacity: int) -> Reading:
-    """The reading with room for `capacity` tokens, unless it has it. Costs one copy, so capacities double."""
+    """The reading with room for at least `capacity` tokens. Costs one copy where it has not, so capacities double."""
     if capacity <= reading.capacity:
         return reading
+    capacity = _capacity(capacity)
     return reading._replace(state=_grow(model, reading.state, len(reading.length), capacity), capacity=capacity)
 
 

@@ -169,7 +169,7 @@ def lower_for_cuda(scan, arguments):
         return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
-@pytest.mark.parametrize("N", [4, 16, 128])
+@pytest.mark.parametrize("N", [16, *(pytest.param(states, marks=pytest.mark.slow) for states in (4, 128))])
 def test_the_selective_scan_lowers_for_cuda_without_a_gpu(N):
     text = lower_for_cuda(selective_scan, inputs(2, 100, 256, N, jnp.bfloat16))
     assert text.count("mosaic_gpu") >= 2  # forward and backward

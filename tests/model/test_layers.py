@@ -11,7 +11,7 @@ from flax import nnx
 
 from workbench.config import AttentionConfig, Mamba2Config, MambaConfig, MLPConfig, ModelConfig
 from workbench.count import Operation
-from workbench.model.attention import attend
+from workbench.model.attention import attend, attend_cache
 from workbench.model.initial import Make, constant, normal
 from workbench.model.language_model import create
 from workbench.model.names import named, restored
@@ -346,7 +346,7 @@ def test_long_attention_in_blocks_equals_all_scores_at_once_in_value_and_gradien
 
         return jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(q, k, v)
 
-    blocked = with_gradients(lambda q, k, v: attend(q, k, v, *in_documents(segments), window))
+    blocked = with_gradients(lambda q, k, v: attend(q, k, v, segments, window))
     for got, want in zip(
         jax.tree.leaves(blocked),
         jax.tree.leaves(with_gradients(lambda q, k, v: plain(q, k, v, segments, window))),
@@ -355,16 +355,11 @@ def test_long_attention_in_blocks_equals_all_scores_at_once_in_value_and_gradien
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-11)
 
 
-def in_documents(segments):
-    """What attend needs to know of documents."""
-    return segments, segments
-
-
 @pytest.mark.slow
 def test_memory_of_long_attention_grows_with_its_length_and_not_with_its_square():
     def temporary(time, window=None):
         q = jax.ShapeDtypeStruct((1, time, 2, 8), jnp.float32)
-        gradient = jax.grad(lambda q, k, v: jnp.sum(attend(q, k, v, None, None, window)), argnums=(0, 1, 2))
+        gradient = jax.grad(lambda q, k, v: jnp.sum(attend(q, k, v, None, window)), argnums=(0, 1, 2))
         return jax.jit(gradient).lower(q, q, q).compile().memory_analysis().temp_size_in_bytes
 
     short, long = temporary(4096), temporary(8192)
@@ -385,8 +380,9 @@ def test_a_long_cache_is_read_as_far_as_it_is_filled(x64, time, capacity):
     index = np.arange(capacity)[None]
     documents = np.where(index < end[:, None], np.where(np.array([[0], [1], [1]]) & (index >= 1200), 2, 1), -1)
     queries = np.repeat([[1], [2], [2]], time, axis=1)
-    whole = (jnp.asarray(a, jnp.int32) for a in (queries, documents, start, index))
-    got = jax.jit(lambda q, k, v, own, of, start, at: attend(q, k, v, own, of, None, start, at))(q, k, v, *whole)
+    where = (start[:, None] + np.arange(time)[None], queries, index, documents)
+    cache = (k.swapaxes(1, 2), v.swapaxes(1, 2))
+    got = jax.jit(lambda *a: attend_cache(*a, None))(q, *cache, *(jnp.asarray(a, jnp.int32) for a in where))
     for row, first in enumerate((0, 1200, 1200)):
         keys, values = k[row : row + 1, first : end[row]], v[row : row + 1, first : end[row]]
         own = jnp.concatenate([jnp.zeros((1, start[row] - first, 4, 4)), q[row : row + 1]], axis=1)

@@ -14,8 +14,9 @@ import numpy as np
 from tqdm import tqdm
 
 from workbench.devices import Device
-from workbench.generate import Reading, generate, read
+from workbench.generate import Reading, blank, generate
 from workbench.model.language_model import LanguageModel
+from workbench.model.where import Progress
 from workbench.speed.fit import Sample
 from workbench.train.environment import environment
 
@@ -71,24 +72,22 @@ def decode_seconds(
 ) -> tuple[float, ...]:
     """Seconds of a decoding step with `context` tokens behind it, one figure a trial, the mean over `tokens` steps.
 
-    What the context says costs nothing, so none is read: the caches are as long as if it had been, and hold zeros.
+    What the context says costs nothing, so none is read: the caches are as long as if it had been, and hold zeros. The
+    first trial compiles and is not counted.
     """
-    reading = _pretended(model, batch, context + tokens, context)
-    seconds = []
-    for _ in range(trials + 1):
-        begun = time.perf_counter()
-        jax.block_until_ready(generate(model, reading, tokens).reading.hidden)
-        seconds.append((time.perf_counter() - begun) / tokens)
-    return tuple(seconds[1:])
+    new = tokens * (trials + 1)
+    times = []
+    reading = _pretended(model, batch, context, context + new)
+    generate(model, reading, new, every=tokens, on_tokens=lambda _: times.append(time.perf_counter()))
+    return tuple(float(each) / tokens for each in np.diff(times))
 
 
-def _pretended(model: LanguageModel, batch: int, room: int, context: int) -> Reading:
+def _pretended(model: LanguageModel, batch: int, context: int, capacity: int) -> Reading:
     """A reading of that many tokens that was never made."""
-    first = read(model, [[1]] * batch, room=room)
-    past = jax.tree.map(lambda leaf: jnp.full_like(leaf, context), first.state.progress)
-    ones = jnp.ones_like(past.segment)
-    past = past._replace(segment=ones, document=ones)
-    return first._replace(state=first.state._replace(progress=past), length=np.full(batch, context))
+    nothing = blank(model, batch, capacity)
+    one, far = (jnp.full((batch,), number, jnp.int32) for number in (1, context))
+    state = nothing.state._replace(progress=Progress(length=far, segment=one, document=one, position=far))
+    return nothing._replace(state=state, length=np.full(batch, context))
 
 
 def this_machine(dtype: str = "float32", trials: int = 5) -> Device:

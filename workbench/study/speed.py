@@ -61,17 +61,13 @@ def measured(models: dict[str, ModelConfig], rows: Rows, device: Device, *, prog
         config = models[row["arm"]]
         if row["arm"] != arm:
             model, arm = create(config, 0), row["arm"]
-        at = count(config, _capacity(row["context"]))
+        at = count(config, 2 * row["context"])  # a cache is at most twice as long
         needed = at.parameters * ELEMENT_BYTES[config.dtype] + row["batch"] * at.state_bytes
         if needed > SHARE * device.memory_bytes:
             yield row | {"seconds": None, "trials": [], "reason": f"needs {binary(needed)}"}
             continue
         trials = decode_seconds(model, batch=row["batch"], context=row["context"])
         yield row | {"seconds": min(trials), "trials": list(trials)}
-
-
-def _capacity(context: int) -> int:
-    return 1 << max(context, 255).bit_length()
 
 
 def speed(
