@@ -308,6 +308,9 @@ class PhonebookConfig:
         return 12 + self.names
 
 
+LATER = {"later": True}  # of a field: JSON leaves it out at its default, so that configs without it keep their hashes
+
+
 @dataclass(frozen=True)
 class Packages:
     """Python source of installed pure-Python distributions: fixed by the lock file's hashes, nothing to download."""
@@ -355,6 +358,8 @@ class TextConfig:
     length: int = 256
     batch: int = 8
     seed: int = 0
+    # Megatron's --rampup-batch-size: the first step's rows, how many more at a time, rows read until there are `batch`
+    ramp: tuple[int, ...] = field(default=(), metadata=LATER)
 
     def stream(self, split: str = "train") -> Any:
         from workbench.data.text import TextStream
@@ -612,7 +617,10 @@ def to_json(value: Any) -> Any:
         path = _user_file(cls)
         if path is not None:
             out |= {"file": str(path), "sha256": sys.modules[cls.__module__].sha256}
-        values = {name: (getattr(value, name), hint) for name, hint in _hints(cls).items()}
+        unset = {
+            f.name for f in dataclasses.fields(cls) if f.metadata.get("later") and getattr(value, f.name) == f.default
+        }
+        values = {name: (getattr(value, name), hint) for name, hint in _hints(cls).items() if name not in unset}
         # 1 where the field is a float is 1.0: equal configs have equal hashes
         return out | {
             name: float(item) if hint is float and type(item) is int else to_json(item)

@@ -124,13 +124,18 @@ def _train(run, folder, evaluators, layout, progress, tracker, on_step) -> dict[
         batches = stack.enter_context(contextlib.closing(prefetch(stream, position.step, run.steps)))
         stopping = stack.enter_context(_asked_to_stop())
         leaves, tree = jax.tree.flatten((model, opt_state))
-        step = None
+        step, shape = None, None
         waiting = None  # the step before, which is looked at while the next one runs
         begun = time.perf_counter()
         try:
             for index, batch in batches:
-                if step is None:
+                if step is None or batch["tokens"].shape != shape:  # shapes change with a batch-size warm-up's stages
+                    if waiting is not None:
+                        _look(waiting, position, begun, bar, on_step)
+                        waiting = None
+                        position.seconds += time.perf_counter() - begun
                     check_batch(batch, run.model.vocabulary, f"the data ({type(run.data).__name__})")
+                    shape = batch["tokens"].shape
                     check_rows(len(batch["tokens"]), layout)
                     bar.set_postfix_str("compiling")
                     with recorded() as position.implementation:
