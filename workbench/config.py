@@ -469,7 +469,15 @@ class Layout:
         return override(Layout(), *(part for part in text.split(",") if part.strip()))
 
 
-ROLES = ("result", "tuning", "control", "state", "long")
+ROLES = ("result", "tuning", "control", "state", "long", "extended")
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The finished run whose last weights a run starts from (see workbench.study.extend)."""
+
+    run: str  # its folder, as seen from the study's: of a run of the same study its name
+    weights_hash: str = ""  # those weights and no others; "" for what that run ended with
 
 
 @dataclass(frozen=True)
@@ -488,8 +496,9 @@ class RunConfig:
     checkpoint_every: int = 0  # steps between checkpoints; 0 for the last step alone
     log_every: int = 20  # steps between rows of metrics.jsonl
     z_loss: float = 0.0  # weight of the squared logarithm of the softmax's total, which keeps logits near zero
-    role: str = "result"  # result, tuning, control, state or long (twice the steps): what the report does with it
+    role: str = "result"  # what the report does with it, of ROLES; long: twice the steps, extended: longer sequences
     control_of: str = ""  # of a control: the arm that it differs from, in one thing
+    parent: Parent | None = field(default=None, metadata=LATER)  # whose weights it starts from, instead of `seed`'s
 
     def __post_init__(self):
         if self.role not in ROLES:
@@ -499,6 +508,8 @@ class RunConfig:
                 f"arm {self.arm!r} has role={self.role!r} and control_of={self.control_of!r}; "
                 "a control, and nothing else, names the arm that it differs from"
             )
+        if self.role == "extended" and self.parent is None:
+            raise ValueError(f"arm {self.arm!r} has role='extended' and no parent; workbench.study.extend names it")
         if not self.arm or set(self.arm) & set("/\\\n") or self.arm.startswith("."):
             raise ValueError(
                 f"arm {self.arm!r} becomes part of a folder's name; leave out / and \\, and a dot in front"
@@ -567,7 +578,7 @@ def _replace(value: Any, path: list[str], text: str, whole: str) -> Any:
     elif dataclasses.is_dataclass(present := getattr(value, head)) or isinstance(present, Mapping):
         names = present if isinstance(present, Mapping) else _hints(type(present))
         raise ValueError(f"{whole!r} is a whole config; name one of its fields: {', '.join(names)}")
-    elif typing.get_args(hints[head])[:1] == (Any,):
+    elif any(each is Any or dataclasses.is_dataclass(each) for each in typing.get_args(hints[head])):
         raise ValueError(f"{whole!r} holds whole configs; change it in the experiment's file")
     else:
         new = _read(text, hints[head], whole)
