@@ -400,6 +400,19 @@ class TextEvaluation:
         return evaluator(self, run)
 
 
+@dataclass(frozen=True)
+class PositionEvaluation:
+    """Bits per byte by position in long documents that were not trained on. See workbench.evaluate.position."""
+
+    length: int = 4096  # tokens read of each document, past the length of training too
+    documents: int = 32  # how many, of those that are so long
+
+    def build(self, run: RunConfig) -> Any:
+        from workbench.evaluate.position import evaluator
+
+        return evaluator(self, run)
+
+
 SCHEDULES = ("cosine", "wsd")
 
 
