@@ -175,7 +175,7 @@ Prints a JSON object a run, one a line.""",
         """examples:
   workbench extend runs/text/text-hybrid-s1-1a2b3c4d --length 1024 --steps 200
   workbench extend runs/text/text-transformer-s1-5e6f7a8b --length 1024 --tokens 1000000 --rotary-base 160000
-  workbench extend runs/text/text-mamba-s1-9c0d1e2f --length 1024 --steps 200 optimizer.learning_rate=1e-3
+  workbench extend runs/text/text-mamba-s1-9c0d1e2f optimizer.learning_rate=1e-3 --length 1024 --steps 200
 
 Starts from the run's last weights, with an optimizer and a schedule of their own; the same command resumes.
 Prints a JSON object. A study extends its runs in its file: workbench.study.extend.extended.""",
