@@ -15,6 +15,7 @@ from workbench.config import (
     ModelConfig,
     OptimizerConfig,
     Packages,
+    Parent,
     PhonebookConfig,
     PhonebookEvaluation,
     RunConfig,
@@ -248,12 +249,12 @@ def test_every_field_can_be_overridden_and_changes_the_hash_and_the_differences(
     run = a_run()
     paths = dict(leaves(run))
     assert set(OTHER) <= set(paths)
-    del paths["control_of"]  # goes with role="control" alone
+    del paths["control_of"], paths["parent"]  # goes with role="control" alone; is a whole config or None
     seen = {short_hash(run)}
     for path, value in paths.items():
         new = changed(path, value)
         other = override(run, f"{path}={','.join(map(str, new)) if isinstance(new, tuple) else new}")
-        assert dict(leaves(other)) == paths | {"control_of": "", path: new}
+        assert dict(leaves(other)) == paths | {"control_of": "", "parent": None, path: new}
         assert len(differences(run, other)) == 1
         assert differences(run, other)[0].startswith(f"{path}: ")
         seen.add(short_hash(other))
@@ -333,6 +334,20 @@ def test_an_override_is_read_by_the_fields_type(assignment, read, value):
     found = read(override(a_run(), assignment))
     assert found == value
     assert type(found) is type(value)
+
+
+def test_a_field_that_came_later_changes_no_earlier_hash():
+    run = a_run()
+    assert "parent" not in to_json(run) and from_json(to_json(run)) == run
+    longer = a_run(parent=Parent("before"), role="extended")
+    assert to_json(longer)["parent"]["run"] == "before" and short_hash(longer) != short_hash(a_run(role="state"))
+
+
+def test_an_extended_run_names_its_parent():
+    with pytest.raises(ValueError, match="role='extended' and no parent"):
+        a_run(role="extended")
+    with pytest.raises(ValueError, match="'parent' holds whole configs"):
+        override(a_run(), "parent=before")
 
 
 def test_overrides_apply_in_order_and_leave_the_original_alone():

@@ -40,8 +40,8 @@ def test_its_arms_share_data_evaluation_steps_and_recipe_and_are_of_one_size(exp
         pytest.skip("the paper's models differ by up to 6%")
     groups = {}
     for run in experiment.runs:
-        if run.role == "result":
-            groups.setdefault((task(run), run.seed), []).append(run)
+        if run.role in ("result", "extended"):
+            groups.setdefault((task(run), run.role, run.seed, getattr(run.data, "length", 0)), []).append(run)
     for runs in groups.values():
         assert len({(run.data, run.evaluation, run.steps, run.model.width, run.model.vocabulary) for run in runs}) == 1
         recipes = [{k: v for k, v in to_json(run.optimizer).items() if k != "learning_rate"} for run in runs]

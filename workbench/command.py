@@ -169,6 +169,7 @@ Prints a JSON object a run, one a line.""",
     each.add_argument("--step", type=_step, help="of a checkpoint, or best (on select); default: the last")
 
     each = command(
+<<<<<<< HEAD
         "speed",
         _speed,
         "predict and measure how fast an experiment's architectures generate, against context",
@@ -211,6 +212,27 @@ The prompt begins a document. The same seed gives the same text.""",
     each.add_argument("--repetition", type=float, default=1.0, help="penalty of tokens that were there before, above 1")
     each.add_argument("--seed", type=int, default=0)
     each.add_argument("--step", type=_step, help="of a checkpoint, or best (on select); default: the last")
+=======
+        "extend",
+        _extend,
+        "continue a finished run at longer sequences, as a run of its own beside it",
+        """examples:
+  workbench extend runs/text/text-hybrid-s1-1a2b3c4d --length 1024 --steps 200
+  workbench extend runs/text/text-transformer-s1-5e6f7a8b --length 1024 --tokens 1000000 --rotary-base 160000
+  workbench extend runs/text/text-mamba-s1-9c0d1e2f optimizer.learning_rate=1e-3 --length 1024 --steps 200
+
+Starts from the run's last weights, with an optimizer and a schedule of their own; the same command resumes.
+Prints a JSON object. A study extends its runs in its file: workbench.study.extend.extended.""",
+    )
+    each.add_argument("folder", metavar="RUN_FOLDER")
+    each.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="changes to the new run")
+    each.add_argument("--length", type=int, required=True, help="tokens of a sequence")
+    each.add_argument("--steps", type=int, default=0)
+    each.add_argument("--tokens", type=int, default=0, help="read at least so many, instead of --steps")
+    each.add_argument("--batch", type=int, help="rows a step (default: as many as keep the tokens of a step)")
+    each.add_argument("--rotary-base", type=float, help="of rotary attention (default: as it was)")
+    each.add_argument("--wandb", choices=("online", "offline", "disabled"), default="offline", help="default: offline")
+>>>>>>> 53a675d9800f9ae4f4637f681a3dcb325bc6336d
 
     each = command(
         "check",
@@ -302,6 +324,21 @@ def _evaluate(given: argparse.Namespace) -> None:
         evaluation = override(run.evaluation, *overrides)
         values = evaluation.build(dataclasses.replace(run, evaluation=evaluation))(model, given.split)
         print(json.dumps({"run": run.name, "folder": folder, "split": given.split, **values}), flush=True)
+
+
+def _extend(given: argparse.Namespace) -> int:
+    from workbench.study.extend import extend
+    from workbench.train.loop import TrainingFailed
+
+    names = ("length", "steps", "tokens", "batch", "rotary_base", "overrides", "wandb")
+    try:
+        place, result = extend(given.folder, **{name: getattr(given, name) for name in names})
+    except TrainingFailed as error:
+        print(error, file=sys.stderr)
+        return 1
+    kept = {name: result[name] for name in ("run", "parents", "final_loss", "evaluation")}
+    print(json.dumps(kept | {"folder": str(place)}))
+    return 0
 
 
 def _step(text: str) -> int | str:

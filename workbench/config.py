@@ -308,6 +308,9 @@ class PhonebookConfig:
         return 12 + self.names
 
 
+LATER = {"later": True}  # of a field: JSON leaves it out at its default, so that configs without it keep their hashes
+
+
 @dataclass(frozen=True)
 class Packages:
     """Python source of installed pure-Python distributions: fixed by the lock file's hashes, nothing to download."""
@@ -355,6 +358,8 @@ class TextConfig:
     length: int = 256
     batch: int = 8
     seed: int = 0
+    # Megatron's --rampup-batch-size: the first step's rows, how many more at a time, rows read until there are `batch`
+    ramp: tuple[int, ...] = field(default=(), metadata=LATER)
 
     def stream(self, split: str = "train") -> Any:
         from workbench.data.text import TextStream
@@ -391,6 +396,19 @@ class TextEvaluation:
 
     def build(self, run: RunConfig) -> Any:
         from workbench.evaluate.text import evaluator
+
+        return evaluator(self, run)
+
+
+@dataclass(frozen=True)
+class PositionEvaluation:
+    """Bits per byte by position in long documents that were not trained on. See workbench.evaluate.position."""
+
+    length: int = 4096  # tokens read of each document, past the length of training too
+    documents: int = 32  # how many, of those that are so long
+
+    def build(self, run: RunConfig) -> Any:
+        from workbench.evaluate.position import evaluator
 
         return evaluator(self, run)
 
@@ -464,7 +482,15 @@ class Layout:
         return override(Layout(), *(part for part in text.split(",") if part.strip()))
 
 
-ROLES = ("result", "tuning", "control", "state", "long")
+ROLES = ("result", "tuning", "control", "state", "long", "extended")
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The finished run whose last weights a run starts from (see workbench.study.extend)."""
+
+    run: str  # its folder, as seen from the study's: of a run of the same study its name
+    weights_hash: str = ""  # those weights and no others; "" for what that run ended with
 
 
 @dataclass(frozen=True)
@@ -483,8 +509,9 @@ class RunConfig:
     checkpoint_every: int = 0  # steps between checkpoints; 0 for the last step alone
     log_every: int = 20  # steps between rows of metrics.jsonl
     z_loss: float = 0.0  # weight of the squared logarithm of the softmax's total, which keeps logits near zero
-    role: str = "result"  # result, tuning, control, state or long (twice the steps): what the report does with it
+    role: str = "result"  # what the report does with it, of ROLES; long: twice the steps, extended: longer sequences
     control_of: str = ""  # of a control: the arm that it differs from, in one thing
+    parent: Parent | None = field(default=None, metadata=LATER)  # whose weights it starts from, instead of `seed`'s
 
     def __post_init__(self):
         if self.role not in ROLES:
@@ -494,6 +521,8 @@ class RunConfig:
                 f"arm {self.arm!r} has role={self.role!r} and control_of={self.control_of!r}; "
                 "a control, and nothing else, names the arm that it differs from"
             )
+        if self.role == "extended" and self.parent is None:
+            raise ValueError(f"arm {self.arm!r} has role='extended' and no parent; workbench.study.extend names it")
         if not self.arm or set(self.arm) & set("/\\\n") or self.arm.startswith("."):
             raise ValueError(
                 f"arm {self.arm!r} becomes part of a folder's name; leave out / and \\, and a dot in front"
@@ -562,7 +591,7 @@ def _replace(value: Any, path: list[str], text: str, whole: str) -> Any:
     elif dataclasses.is_dataclass(present := getattr(value, head)) or isinstance(present, Mapping):
         names = present if isinstance(present, Mapping) else _hints(type(present))
         raise ValueError(f"{whole!r} is a whole config; name one of its fields: {', '.join(names)}")
-    elif typing.get_args(hints[head])[:1] == (Any,):
+    elif any(each is Any or dataclasses.is_dataclass(each) for each in typing.get_args(hints[head])):
         raise ValueError(f"{whole!r} holds whole configs; change it in the experiment's file")
     else:
         new = _read(text, hints[head], whole)
@@ -612,7 +641,10 @@ def to_json(value: Any) -> Any:
         path = _user_file(cls)
         if path is not None:
             out |= {"file": str(path), "sha256": sys.modules[cls.__module__].sha256}
-        values = {name: (getattr(value, name), hint) for name, hint in _hints(cls).items()}
+        unset = {
+            f.name for f in dataclasses.fields(cls) if f.metadata.get("later") and getattr(value, f.name) == f.default
+        }
+        values = {name: (getattr(value, name), hint) for name, hint in _hints(cls).items() if name not in unset}
         # 1 where the field is a float is 1.0: equal configs have equal hashes
         return out | {
             name: float(item) if hint is float and type(item) is int else to_json(item)

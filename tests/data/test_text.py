@@ -9,6 +9,7 @@ from workbench.data import corpus
 from workbench.data.corpus import RANGES, split_of
 from workbench.data.digest import chain
 from workbench.data.documents import installed
+from workbench.data.packing import stages
 from workbench.data.text import TextStream
 
 # ---- what is in the corpus
@@ -163,6 +164,46 @@ def test_the_stream_of_packages_is_the_one_that_earlier_studies_read(shelf):
     for step in range(40):
         digest = chain(digest, stream.batch(step))
     assert digest == "93926bca28442e336be45c44207dde8e3171f2642c93218936ec0aa4a1b29a4d"
+
+
+# ---- batch-size warm-up
+
+
+def consumed(batch, ramp, steps):
+    """Batches as Megatron-LM computes each from the samples consumed before it (num_microbatches_calculator.py)."""
+    first, increment, samples = ramp
+    each = samples / ((batch - first) // increment)
+    found, before = [], 0
+    for _ in range(steps):
+        size = batch if before > samples else first + int(before / each) * increment
+        found.append((before, size))
+        before += size
+    return found
+
+
+@pytest.mark.parametrize("ramp", [(2, 2, 60), (1, 1, 3), (4, 4, 7), (3, 3, 1000), (12, 5, 9), (6, 2, 2)])
+def test_a_batch_grows_as_megatrons_does(ramp):
+    found = stages(12, ramp)
+    for step, (before, size) in enumerate(
+        consumed(12, ramp, 400) if ramp[0] < 12 else [(12 * i, 12) for i in range(9)]
+    ):
+        stage = max((each for each in found if each.step <= step), key=lambda each: each.step)
+        assert stage.rows(step) == range(before, before + size)
+
+
+def test_a_growing_batch_reads_the_same_stream(shelf):
+    """The digest goes by rows: after as many of them it is the one of batches of one size."""
+    growing, plain = shelf.stream(batch=8, ramp=(2, 3, 20)), shelf.stream(batch=1)
+    digests = [chain("", growing.batch(0))]
+    for step in range(1, 7):
+        digests.append(chain(digests[-1], growing.batch(step)))
+    assert [len(growing.batch(step)["tokens"]) for step in range(7)] == [2, 2, 2, 2, 2, 5, 5]
+    digest = ""
+    for row in range(20):
+        digest = chain(digest, plain.batch(row))
+    assert digest == digests[-1]
+    with pytest.raises(ValueError, match=r"data.ramp is \(first batch, increment, rows\).*got \(2, 4, 20\)"):
+        shelf.stream(batch=8, ramp=(2, 4, 20))
 
 
 # ---- what is kept

@@ -15,6 +15,7 @@ from workbench.config import (
     to_json,
 )
 from workbench.evaluate.interval import clustered
+from workbench.study.extend import extended
 
 PATTERNS = {"transformer": "*-*-", "mamba": "SSSS", "mamba2": "MMMM", "hybrid": "M-M*M-"}
 EMBEDDING = 9_728
@@ -92,12 +93,13 @@ def phonebook(
     return _write(folder, run, rows, {"phonebook": evaluation}, digest or f"{seed:02d}" + "ab" * 31, **changes)
 
 
-def source(folder, arm, seed, **changes):
-    """One finished text run."""
+def source(folder, arm, seed, longer=0, positions=(), **changes):
+    """One finished text run, or one that was extended to a longer length; with bits per byte at (start, end, mean)s."""
     run = RunConfig(
         study="phonebook", arm=arm, seed=seed, steps=900, model=Model(PATTERNS[arm], 64, 257),
         data=TextConfig((Packages(("requests",)),), seed=seed), evaluation=TextEvaluation(),
     )  # fmt: skip
+    run = extended(run, longer, steps=900, batch=1) if longer else run
     level = {"transformer": 2.61, "mamba": 2.44, "mamba2": 2.42, "hybrid": 2.38}[arm]
     hard = {
         "beautifulsoup4": 0.1,
@@ -120,7 +122,20 @@ def source(folder, arm, seed, **changes):
     bits = {"mean": mean, "low": mean - 0.04, "high": mean + 0.04, "bytes": 195_000}
     same = {name: bits[name] - 0.25 for name in ("mean", "low", "high")}
     found = {"bits_per_byte": bits, "by_group": packages, "same_groups": same}
-    return _write(folder, run, rows, {"text": found}, "cd" * 32, **changes)
+    if positions:
+        found["by_position"] = [
+            {
+                "start": start,
+                "end": end,
+                "extrapolated": end > run.data.length,
+                "mean": m,
+                "low": m - 0.1,
+                "high": m + 0.1,
+            }
+            for start, end, m in positions
+        ]
+    digest = changes.pop("digest", f"{longer:04x}" * 16 if longer else "cd" * 32)
+    return _write(folder, run, rows, {"text": found}, digest, **changes)
 
 
 def _write(folder, run, rows, evaluation, digest, status="finished", **changes):

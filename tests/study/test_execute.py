@@ -11,6 +11,7 @@ import pytest
 
 from workbench.study import execute, progress
 from workbench.study.experiment import load
+from workbench.study.extend import extended
 
 EXPERIMENT = '''"""Does the executor run what it is told to run?"""
 
@@ -130,6 +131,27 @@ def test_a_layout_of_several_devices_has_the_machine_to_itself(tmp_path):
     execute.run(experiment, layout="data=2,remat=all")
     found = result(experiment, "good")
     assert found["layout"] == "data=2,remat=all" and found["cores"] == sorted(os.sched_getaffinity(0))
+
+
+def test_a_run_waits_for_the_one_that_it_is_extended_from(tmp_path, monkeypatch):
+    bases = load(laid_out(tmp_path)).runs
+    longer = [extended(base, 192, steps=20) for base in bases]
+    runs = [extended(longer[0], 384, steps=20), *longer, *bases]
+    ended = []
+
+    def run_one(work, free, run):
+        assert run.parent is None or run.parent.run in ended
+        time.sleep(0.01)
+        ended.append(run.name)
+
+    monkeypatch.setattr(execute, "_run_one", run_one)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    work = execute._Work(tmp_path, tmp_path / "train.ipynb", "disabled", "", [None, None], runs)
+    assert execute._run_all(work) == {}
+    assert sorted(ended) == sorted(run.name for run in runs)
+    todo = execute._Work(tmp_path, tmp_path / "train.ipynb", "disabled", "", [None], [runs[0]])
+    ended.append(longer[0].name)  # the parent is no longer to do: nothing to wait for
+    assert execute._run_all(todo) == {} and ended[-1] == runs[0].name
 
 
 def test_running_again_tries_only_what_failed(ran):

@@ -1,12 +1,13 @@
 import csv
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from workbench.config import load_file
-from workbench.study import figures
+from workbench.study import figures, judge
 from workbench.study.collect import collect
 from workbench.study.report import columns, html, pasted, report, rows, terminal_table
 
@@ -164,3 +165,51 @@ def test_held_out_files_of_trained_groups_have_a_column_beside_those_of_new_ones
         assert float(cells[new].split()[0]) - float(cells[same].split()[0]) == pytest.approx(0.25, abs=2e-3)
     assert "trained groups" not in terminal_table(study).split("text")[0]
     assert "trained groups" in terminal_table(study)
+
+
+# ---- extended runs
+
+
+def falling(level, length):
+    """Bits that fall with the position up to a length and rise past it."""
+    edges = [0, 16, 64, 256, 1024, 4096]
+    return [(a, b, level - 0.1 * i + (0.5 if b > length else 0)) for i, (a, b) in enumerate(pairwise(edges))]
+
+
+@pytest.fixture
+def longer(tmp_path):
+    for level, arm in enumerate(("transformer", "mamba")):
+        for seed in (0, 1):
+            for length in (0, 1024, 4096):
+                fake.source(tmp_path, arm, seed, longer=length, positions=falling(3 + level, length or 256))
+    return tmp_path
+
+
+def test_loss_by_position_is_drawn_for_every_length_of_training(longer):
+    study = collect(longer)
+    (drawing,) = (each for each in figures.drawings(study) if each.name == "text-positions")
+    axes = drawing.figure.axes
+    titles = ["trained at 256 tokens", "extended to 1,024 tokens", "extended to 4,096 tokens"]
+    assert [ax.get_title("left") for ax in axes] == titles
+    for ax, length in zip(axes, (256, 1024, 4096), strict=True):
+        curves = [line.get_ydata() for line in ax.get_lines()]
+        expected = [[mean for *_, mean in falling(3 + level, length)] for level in range(2)]
+        assert [list(curve) for curve in curves] == [pytest.approx(each) for each in expected]
+    assert len(drawing.rows) == 2 * 2 * 3 * 5
+    assert {row["extrapolated"] for row in drawing.rows if row["end"] > row["length"]} == {True}
+    assert not any(row["extrapolated"] for row in drawing.rows if row["end"] <= row["length"])
+
+
+def test_extended_runs_neither_count_as_results_nor_hide_a_stream_of_their_own(longer):
+    study = collect(longer)
+    checks = {check.name: check.holds for check in judge.checks(study, "text")}
+    assert all(checks.values()) and "same token stream, extended to 1,024 tokens" in checks
+    assert all(verdict.ranked for verdict in judge.verdicts(study, "text").values())
+    fake.source(longer, "hybrid", 0)
+    fake.source(longer, "hybrid", 0, longer=1024, positions=falling(2, 1024), digest="0b" * 32)
+    study = collect(longer)
+    checks = {check.name: check.holds for check in judge.checks(study, "text")}
+    assert not checks["same token stream, extended to 1,024 tokens"]
+    drawing = figures.positions(study, "text")
+    assert "not drawn: hybrid; data seed 0, extended to 1024: its token stream" in drawing.figure.get_suptitle()
+    assert {row["arm"] for row in drawing.rows} == {"transformer", "mamba"}

@@ -10,6 +10,18 @@ from workbench.study.tune import check_grid, choose, describe, measure
 
 RATES = (1e-3, 3e-3, 1e-2)
 
+LONGER = '''"""Runs whose parents come after them."""
+
+from workbench.config import ModelConfig, PhonebookConfig, PhonebookEvaluation, RunConfig
+from workbench.study.extend import extended
+
+
+def runs(scale):
+    base = RunConfig("longer", "arm", ModelConfig("M", 64, 76), PhonebookConfig(), PhonebookEvaluation(), steps=5)
+    once = extended(base, 192, steps=5)
+    return [extended(once, 384, steps=5), once, base]
+'''
+
 
 def run(arm, rate, seed, role="tuning"):
     return RunConfig(
@@ -180,6 +192,16 @@ def test_an_override_reaches_the_runs_that_have_its_field_and_keeps_twice_the_st
     assert {getattr(run.data, "digits", 3) for run in experiment.runs} == {3}
     with pytest.raises(ValueError, match="no field 'digitts'; did you mean 'digits'"):
         load(path, "full", ["data.digitts=3"])
+
+
+def test_a_runs_parent_stays_its_parent_whatever_is_overridden(tmp_path):
+    path = tmp_path / "experiments" / "longer.py"
+    path.parent.mkdir()
+    path.write_text(LONGER)
+    for overrides in ([], ["model.width=32", "steps=7"]):
+        twice, once, base = load(path, overrides=overrides).runs
+        assert (once.parent.run, twice.parent.run) == (base.name, once.name)
+        assert {run.steps for run in (base, once, twice)} == {7 if overrides else 5}
 
 
 def test_an_arm_that_no_folder_can_be_named_after_is_refused():

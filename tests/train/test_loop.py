@@ -127,6 +127,19 @@ def test_a_loss_that_is_not_a_number_names_its_step_and_keeps_the_last_good_chec
         train(run, tmp_path)
 
 
+def test_a_batch_that_grows_is_read_in_full_and_resumed_bit_for_bit(run, toy, train, replace, tmp_path):
+    """Rows double at step 7: the step before is still looked at, and the next one compiled."""
+    run = replace(run, data=toy(doubled=7))
+    whole = train(run, tmp_path / "whole")
+    digest = ""
+    for step in range(run.steps):
+        digest = chain(digest, run.data.stream().batch(step))
+    assert (whole["digest"], whole["tokens"]) == (digest, (6 + 2 * 6) * 32)
+    with pytest.raises(Stop):
+        train(run, tmp_path / "stopped", on_step=stop_at(10))
+    assert train(run, tmp_path / "stopped")["weights_hash"] == whole["weights_hash"]
+
+
 def test_a_batch_with_nothing_to_learn_from_is_named(run, toy, train, replace, tmp_path):
     with pytest.raises(ValueError, match="batch 3 of the data has no weight above 0"):
         train(replace(run, data=toy(blank=4)), tmp_path)

@@ -13,9 +13,18 @@ class Toy:
     poisoned: int = 0  # step whose batch has a weight that is not a number; 0 for none
     blank: int = 0  # step whose batch has no weight; 0 for none
     vocabulary: int = 11
+    doubled: int = 0  # step from which a batch has twice the rows; 0 for none
 
     def stream(self, split="train"):
         return ToyStream(self, split)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """An evaluation that costs nothing: the size of the embedding."""
+
+    def build(self, run):
+        return lambda model, split: {"norm": float(np.abs(np.asarray(model.embedding[...])).sum())}
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,8 @@ class ToyStream:
 
     def batch(self, step):
         rng = np.random.default_rng((self.config.seed, step))
-        shape = (self.config.batch, self.config.length)
+        twice = 2 if 0 < self.config.doubled <= step + 1 else 1
+        shape = (twice * self.config.batch, self.config.length)
         rows = (
             rng.integers(self.config.vocabulary, size=(shape[0], 1)) + np.arange(shape[1] + 1)
         ) % self.config.vocabulary

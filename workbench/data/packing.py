@@ -57,6 +57,43 @@ def order(seed: int, epoch: int, rows: int, source: int = 0) -> np.ndarray:
     return np.argsort(np.random.Philox(key=[seed, epoch | source << 40]).random_raw(rows), kind="stable")
 
 
+class Stage(NamedTuple):
+    """Steps of one batch size, until the next stage: the first of them, its first row, and the rows of each."""
+
+    step: int
+    row: int
+    batch: int
+
+    def rows(self, step: int) -> range:
+        """Of a step of this stage, which rows of the stream are its batch."""
+        start = self.row + (step - self.step) * self.batch
+        return range(start, start + self.batch)
+
+
+def stages(batch: int, ramp: Sequence[int]) -> list[Stage]:
+    """Batch-size warm-up by Megatron's rule, whose arguments `ramp` has: first batch, increment, rows.
+
+    The batch grows by the increment each time that another of as many equal parts of those rows has been read.
+    Raises ValueError unless the increments lead from the first batch to the last.
+    """
+    if not ramp:
+        return [Stage(0, 0, batch)]
+    first, increment, rows = ramp if len(ramp) == 3 else (0, 0, 0)
+    if min(first, increment, rows) < 1 or first > batch or (batch - first) % increment:
+        raise ValueError(
+            f"data.ramp is (first batch, increment, rows), and whole increments lead to data.batch={batch}; "
+            f"got {tuple(ramp)}"
+        )
+    found, step, row = [], 0, 0
+    parts = (batch - first) // increment
+    for part, size in enumerate(range(first, batch, increment), 1):
+        steps = -((row * parts - part * rows) // (parts * size))  # until part * rows / parts rows have been read
+        if steps > 0:  # else the stage before ended past this one's end
+            found.append(Stage(step, row, size))
+            step, row = step + steps, row + steps * size
+    return [*found, Stage(step, row, batch)]
+
+
 class Blend(NamedTuple):
     """A repeating schedule of sources: row i is the source `source[i % period]`'s row `before[...]`, as `at` counts."""
 

@@ -7,6 +7,7 @@ every row is read once an epoch; with weights each source has its share of every
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,7 @@ import numpy as np
 from workbench.config import TextConfig
 from workbench.data.corpus import corpus
 from workbench.data.documents import Package
-from workbench.data.packing import blend, order
+from workbench.data.packing import blend, order, stages
 from workbench.data.tokenizer import Tokenizer
 
 
@@ -47,6 +48,7 @@ class TextStream:
                 f"data.weights has {len(config.weights)} weights for {len(config.sources)} sources; give one each"
             )
         self.config, self.split = config, split
+        self.stages = stages(config.batch, config.ramp)
         self.corpus = corpus(config, find, cache)
         self.documents = self.corpus.split(split)
         self.pieces = self.corpus.rows(split, config.length)
@@ -77,9 +79,8 @@ class TextStream:
 
         A document's first token is the boundary; a piece that continues one begins with the token before its targets.
         """
-        return self.read(
-            [self._row(at) for at in range(step * self.config.batch, (step + 1) * self.config.batch)]
-        ).batch
+        stage = self.stages[bisect_right(self.stages, step, key=lambda stage: stage.step) - 1]
+        return self.read([self._row(at) for at in stage.rows(step)]).batch
 
     def _row(self, at: int) -> int:
         """The row that is read as the at-th."""

@@ -44,7 +44,7 @@ def evaluator(config: TextEvaluation, run: RunConfig) -> Callable[[LanguageModel
         """Nats and bytes of each document of the split, as far as they were read."""
         source = stream(split)
         nats, count = np.zeros((2, len(source.documents.sizes)))
-        for read in _batches(source, _spread(source.rows, config.rows)):
+        for read in _batches(source, spread(source.rows, config.rows)):
             batch = read.batch
             loss = np.asarray(_nats(model, batch["tokens"], batch["targets"], batch["segments"]), np.float64)
             real = read.documents >= 0
@@ -54,23 +54,23 @@ def evaluator(config: TextEvaluation, run: RunConfig) -> Callable[[LanguageModel
 
     def evaluate(model: LanguageModel, split: str = "test") -> dict:
         nats, count, source = measured(model, split)
-        group, names = _gathered(source.documents.group, source.documents.groups)
+        group, names = gathered(source.documents.group, source.documents.groups)
         seen = count > 0
         bits = bits_per_byte(nats[seen], count[seen], group[seen])
         masks = {name: (group == number) & seen for number, name in enumerate(names)}
-        by_group = {name: _summary(nats[mask], count[mask]) for name, mask in sorted(masks.items()) if mask.any()}
+        by_group = {name: summary(nats[mask], count[mask]) for name, mask in sorted(masks.items()) if mask.any()}
         found = {"score": -bits["mean"], "bits_per_byte": bits, "by_group": by_group}
         if split == "test" and run.data.held_out:
             nats, count, source = measured(model, "same")
             seen = count > 0
-            group, _ = _gathered(source.documents.group, source.documents.groups)
+            group, _ = gathered(source.documents.group, source.documents.groups)
             found["same_groups"] = bits_per_byte(nats[seen], count[seen], group[seen])
         return found
 
     return evaluate
 
 
-def _gathered(group: np.ndarray, names: list[str]) -> tuple[np.ndarray, list[str]]:
+def gathered(group: np.ndarray, names: list[str]) -> tuple[np.ndarray, list[str]]:
     """The groups; where they are many, lots of whole groups, gathered by the hash of their names: still a sample."""
     if len(names) <= GROUPS:
         return group, names
@@ -94,11 +94,12 @@ def bits_per_byte(nats: np.ndarray, count: np.ndarray, groups: np.ndarray) -> di
     size = int(cluster.max()) + 1
     residual = np.bincount(cluster, nats - nats.sum() / count.sum() * count)
     error = math.sqrt(size / (size - 1) * float(np.sum(residual**2))) / count.sum() / math.log(2)
-    summary, half = _summary(nats, count), t_quantile(0.95, size - 1) * error
-    return summary | {"low": summary["mean"] - half, "high": summary["mean"] + half}
+    found, half = summary(nats, count), t_quantile(0.95, size - 1) * error
+    return found | {"low": found["mean"] - half, "high": found["mean"] + half}
 
 
-def _summary(nats: np.ndarray, count: np.ndarray) -> dict:
+def summary(nats: np.ndarray, count: np.ndarray) -> dict:
+    """Bits per byte of documents by their nats and bytes, without an interval."""
     return {
         "mean": float(nats.sum() / count.sum()) / math.log(2),
         "bytes": int(count.sum()),
@@ -106,7 +107,7 @@ def _summary(nats: np.ndarray, count: np.ndarray) -> dict:
     }
 
 
-def _spread(rows: int, wanted: int) -> np.ndarray:
+def spread(rows: int, wanted: int) -> np.ndarray:
     """`wanted` of the rows, evenly spaced; all, if there are no more."""
     return np.arange(rows) if wanted >= rows else np.linspace(0, rows - 1, wanted).round().astype(int)
 

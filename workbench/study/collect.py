@@ -40,12 +40,22 @@ class Run:
 
     @property
     def role(self) -> str:
-        """What the report does with the run: result, tuning, control, state or long."""
+        """What the report does with the run: one of workbench.config.ROLES."""
         return self.config.get("role", "result")
 
     @property
     def data_seed(self) -> int:
         return self.config["data"].get("seed", 0)
+
+    @property
+    def length(self) -> int:
+        """Tokens of a training row; 0 where the data has no such field."""
+        return self.config["data"].get("length", 0)
+
+    @property
+    def extended_to(self) -> int:
+        """The length of a run that was extended; 0 for any other."""
+        return self.length if self.role == "extended" else 0
 
     @property
     def replicate(self) -> tuple[int, int]:
@@ -71,6 +81,11 @@ class Run:
         """The measure for each number of entries in the book, ascending."""
         sizes = self.evaluation(measure).get(measure, {})
         return {int(k): interval(sizes[k]) for k in sorted(sizes, key=int)}
+
+    def by_position(self) -> dict[tuple[int, int], Interval]:
+        """Bits per byte of long documents in each bin of positions, from one up to another, ascending."""
+        found = self.evaluation("by_position").get("by_position", ())
+        return {(each["start"], each["end"]): interval(each) for each in found}
 
     @property
     def trained_entries(self) -> list[int]:
@@ -262,7 +277,7 @@ def study_json(study: Study) -> dict[str, Any]:
         tasks[task] = {
             "arms": arms,
             "checks": [check._asdict() for check in judge.checks(study, task)],
-            "others": [_record(run) for run in study.select("long", "state", task=task)],
+            "others": [_record(run) for run in study.select("long", "state", "extended", task=task)],
             "tuning_runs": len(study.select("tuning", task=task)),
         }
     return {

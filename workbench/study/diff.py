@@ -56,7 +56,9 @@ def _data(a: dict, b: dict) -> list[str]:
 
 
 def _weights(a: dict, b: dict) -> list[str]:
-    """Of the weights that the two configs start from, made here with the code that is here."""
+    """Of the weights that the two configs start from, made here with the code that is here; or of their parents."""
+    if a.get("parent") or b.get("parent"):
+        return differences(*({"parent": config.get("parent")} for config in (a, b)))
     import numpy as np
 
     from workbench.model.language_model import create

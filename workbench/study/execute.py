@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,7 +91,8 @@ def execute(
 ) -> list[Failure]:
     """Executes those of the runs that are not done, `jobs` at a time, each process on cores of its own.
 
-    With a layout of several devices one run at a time has all of them.
+    A run whose parent is among them waits for its end, so that runs may come in any order. With a layout of several
+    devices one run at a time has all of them.
 
     A killed run resumes from its last checkpoint. On Ctrl-C the kernels are stopped and KeyboardInterrupt raised.
     """
@@ -309,12 +310,18 @@ def _run_all(work: _Work) -> dict[str, str]:
         free.put(slot)
     costs = progress.known_costs()
     promised = progress.estimate(work.todo, costs, work.cores)[0] is not None
+    futures: dict[str, Future] = {}
+    waiting, pending = list(work.todo), set()
+    names = {run.name for run in waiting}
     with ThreadPoolExecutor(len(work.places)) as pool, progress.display(len(work.places)) as show:
-        futures = [pool.submit(_run_one, work, free, run) for run in work.todo]
         try:
-            pending = set(futures)
-            while pending:
-                _, pending = wait(pending, timeout=1.0)
+            while waiting or pending:
+                ended = {name for name, future in futures.items() if future.done()}
+                ready = [run for run in waiting if run.parent is None or run.parent.run not in names - ended]
+                waiting = [run for run in waiting if run not in ready]
+                futures |= {run.name: pool.submit(_run_one, work, free, run) for run in ready}
+                pending |= {futures[run.name] for run in ready}
+                _, pending = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
                 rows, whole = _look(work, costs)
                 show(rows, whole)
                 if whole.left is not None and not promised:
@@ -323,11 +330,11 @@ def _run_all(work: _Work) -> dict[str, str]:
                         f"estimate from the first steps on this machine: about {progress.clock(whole.left)} more"
                     )
         except BaseException:
-            for future in futures:
+            for future in futures.values():
                 future.cancel()
             _stop(work)
             raise
-    for future in futures:
+    for future in futures.values():
         future.result()
     return {name: error for name, error in work.ended.items() if error}
 

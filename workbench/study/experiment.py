@@ -60,8 +60,10 @@ def load(path: str | Path, scale: str | None = None, overrides: Sequence[str] = 
 def _overridden(groups: list[list[RunConfig]], overrides: tuple[str, ...]) -> list[list[RunConfig]]:
     """The runs with each override in those that have its field: `data.digits=3` leaves runs on text as they are.
 
-    A run of twice the steps stays one. Raises UnknownName where no run has the field.
+    A run of twice the steps stays one, and a run's parent its parent, whose name changes with it. Raises UnknownName
+    where no run has the field.
     """
+    before = [run for group in groups for run in group]
     for assignment in overrides:
         missing: list[UnknownName] = []
         found = 0
@@ -77,7 +79,20 @@ def _overridden(groups: list[list[RunConfig]], overrides: tuple[str, ...]) -> li
                     group[i] = replace(group[i], steps=2 * group[i].steps)
         if missing and not found:  # the nearest name of any run's
             raise next((error for error in missing if "did you mean" in str(error)), missing[0])
-    return groups
+    linked = iter(_linked(before, [run for group in groups for run in group]))
+    return [[next(linked) for _ in group] for group in groups]
+
+
+def _linked(before: list[RunConfig], after: list[RunConfig]) -> list[RunConfig]:
+    """The runs after, each with its parent under the name that this has now."""
+    place = {run.name: i for i, run in enumerate(before)}
+
+    def linked(run: RunConfig) -> RunConfig:
+        if run.parent is None or run.parent.run not in place:
+            return run
+        return replace(run, parent=replace(run.parent, run=linked(after[place[run.parent.run]]).name))
+
+    return [linked(run) for run in after]
 
 
 def task(run: RunConfig) -> str:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from workbench.study import judge
+from workbench.study import judge, statistics
 from workbench.study.collect import Run, Study
 from workbench.study.statistics import LEAST_SEEDS
 
@@ -57,6 +57,8 @@ def drawings(study: Study) -> list[Drawing]:
             out += [recall(study, task), depth(study, task)]
         if text:
             out.append(text_bits(study, task))
+        if any(r.by_position() for r in runs):
+            out.append(positions(study, task))
         if any(run.curve() for run in runs if run.role == "result"):
             out.append(learning(study, task))
         if books:
@@ -273,6 +275,53 @@ def text_bits(study: Study, task: str) -> Drawing:
     _across(figure, banner)
     caption = f"Bits per byte on text of groups that were not trained on; bars: 95 %, {_band(runs)}."
     return Drawing(f"{task}-bits", figure, rows, caption)
+
+
+def positions(study: Study, task: str) -> Drawing:
+    """Bits per byte against the position in long documents, as trained and after each extension."""
+    runs, banner = drawable(study, task, "result", "extended")
+    runs = [run for run in runs if run.by_position()]
+    known = styles(study)
+    lengths = sorted({run.length for run in runs})
+    figure, axes = _canvas(1, max(len(lengths), 1), (1.2 + 2.8 * max(len(lengths), 1), 3.7), sharey=True)
+    rows: Rows = []
+    for ax, length in zip(axes, lengths, strict=False):
+        here = [run for run in runs if run.length == length]
+        for arm in dict.fromkeys(run.arm for run in here):
+            mine = [run for run in here if run.arm == arm]
+            bins = [each for each in mine[0].by_position() if all(each in run.by_position() for run in mine)]
+            means = [statistics.over_seeds([run.by_position()[each] for run in mine])[0] for each in bins]
+            x = [(start or end / 4) ** 0.5 * end**0.5 for start, end in bins]  # the middle of a bin on this axis
+            mean, low, high = np.array(means).T
+            style = known[arm]
+            ax.fill_between(x, low, high, color=style.colour, alpha=0.14, linewidth=0)
+            ax.plot(x, mean, marker=style.marker, color=style.colour, linewidth=1.8, markersize=4.5)
+            for run in mine:
+                for (start, end), value in run.by_position().items():
+                    keys = {"arm": arm, "seed": run.replicate[1], "length": length, "start": start, "end": end}
+                    rows.append({**keys, "extrapolated": end > length, **value._asdict()})
+        edges = sorted({end for run in here for _, end in run.by_position()})
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(edges[::-2][::-1], [f"{end:,}" for end in edges[::-2][::-1]])
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.set_xlim(edges[0] / 4, edges[-1])
+        ax.axvspan(edges[0] / 4, min(length, edges[-1]), color=SHADE, zorder=0, linewidth=0)
+        if length < edges[-1]:
+            ax.text(
+                length, 0.99, " past training", transform=ax.get_xaxis_transform(), fontsize=8, color=FAINT, va="top"
+            )
+        how = "extended to" if any(run.extended_to for run in here) else "trained at"
+        ax.set_title(f"{how} {length:,} tokens", loc="left")
+        ax.set_xlabel("position in the document, tokens")
+    axes[0].set_ylabel("bits per byte on unseen groups")
+    _key(figure, {run.arm: known[run.arm] for run in runs})
+    _across(figure, banner)
+    caption = (
+        "Bits per byte by the position in long documents of groups that were not trained on, each read from its "
+        f"beginning, at every length that was trained at. Band: 95 %, {_band(runs)}. Shaded: lengths in training; past "
+        "them the model extrapolates."
+    )
+    return Drawing(f"{task}-positions", figure, rows, caption)
 
 
 def state(study: Study, task: str) -> Drawing:

@@ -119,12 +119,12 @@ def replicates(study: Study, task: str) -> list[tuple[int, int]]:
 def one_stream(runs: Sequence[Run]) -> dict[str, str]:
     """For each run (by name) that did not read the stream of most others: why it may not stand beside them.
 
-    Runs are of one task; those that finished are held against each other for each data seed. Where no stream has more
-    than half of them, nothing tells which is right, and all are named.
+    Runs are of one task; those that finished are held against each other for each data seed, and of extended runs for
+    each length. Where no stream has more than half of them, nothing tells which is right, and all are named.
     """
     wrong: dict[str, str] = {}
-    for seed in sorted({run.data_seed for run in runs}):
-        group = [run for run in runs if run.data_seed == seed and run.finished]
+    for seed, length in sorted({(run.data_seed, run.extended_to) for run in runs}):
+        group = [run for run in runs if (run.data_seed, run.extended_to) == (seed, length) and run.finished]
         streams = Counter((run.result.get("digest"), run.result.get("steps")) for run in group)
         if not group or (len(streams) == 1 and None not in next(iter(streams))):
             continue
@@ -142,7 +142,7 @@ def one_stream(runs: Sequence[Run]) -> dict[str, str]:
                 why = f"{own[1]} steps where the others took {steps}"
             else:
                 why = f"its token stream differs (digest {_short(own[0])}, the others {_short(digest)})"
-            wrong[run.name] = f"data seed {seed}: {why}"
+            wrong[run.name] = f"data seed {seed}{f', extended to {length}' if length else ''}: {why}"
     return wrong
 
 
@@ -282,6 +282,12 @@ def checks(study: Study, task: str) -> list[Check]:
             "no seed is tuned on and reported", not both, f"{len(tuned)} tuning seeds" if tuned else "no tuning here"
         ),
     ]
+    longer = study.select("extended", task=task)
+    for length in sorted({run.length for run in longer}):
+        off = one_stream([run for run in longer if run.length == length])
+        read = sorted({_short(run.result.get("digest")) for run in longer if run.finished and run.length == length})
+        detail = f"{', '.join(read)}{''.join(f'; {why}' for why in off.values())}"
+        found.append(Check(f"same token stream, extended to {length:,} tokens", not off, detail))
     if removed:
         above = above_chance(removed)
         detail = f"{listed(above)} stayed above it" if above else f"{len(removed)} runs"

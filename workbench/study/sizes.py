@@ -14,10 +14,10 @@ FLOPS = ("", "k", "M", "G", "T")
 def rows(runs: Sequence[RunConfig], context: int = 4096) -> list[dict[str, Any]]:
     """One row for each distinct model of each arm: parameters, FLOPs a token, state bytes a sequence at the context.
 
-    An arm that has several models, one a task, is named with its task.
+    An arm that has several models, one a task, is named with its task. A run with a parent has its parent's sizes.
     """
     arms: dict[str, list[RunConfig]] = {}
-    for run in runs:
+    for run in (run for run in runs if run.parent is None):
         same = arms.setdefault(run.arm, [])
         if all(run.model != known.model for known in same):
             same.append(run)

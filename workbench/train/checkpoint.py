@@ -42,6 +42,7 @@ class Position:
     weight: float = 0.0
     gradient_norm: float = 0.0  # summed over steps
     implementation: dict[str, str] = dataclasses.field(default_factory=dict)  # of each operation of workbench_kernels
+    parents: list[dict] = dataclasses.field(default_factory=list)  # whose weights it started from, for result.json
 
 
 class Checkpoint(NamedTuple):

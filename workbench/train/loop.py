@@ -31,6 +31,7 @@ from workbench.train.environment import decisive_differences, environment
 from workbench.train.layout import ROWS, check_rows, make_mesh, shardings
 from workbench.train.memory import keep_freed_memory
 from workbench.train.optimizer import optimizer
+from workbench.train.parent import inherit
 from workbench.train.step import make_step
 
 Evaluator = Callable[[Any, str], dict[str, Any]]
@@ -70,8 +71,9 @@ def train(
 
     Ctrl-C and SIGTERM end it after the step that runs, saved, with Stopped (a KeyboardInterrupt); a second one at once.
     Raises TrainingFailed, naming the step, when the loss is not finite (checkpoints stay); ValueError for a folder
-    that holds another config (naming the first difference) or is half-written; RuntimeError while another process
-    trains there; OSError when the folder cannot be written.
+    that holds another config (naming the first difference) or is half-written, and for a parent that cannot be
+    started from (workbench.train.parent); RuntimeError while another process trains there; OSError when the folder
+    cannot be written.
     """
     folder = Path(folder)
     with _opened(folder, run):
@@ -107,7 +109,7 @@ def _train(run, folder, evaluators, layout, progress, tracker, on_step) -> dict[
 
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(contextlib.closing(checkpoint.open_checkpoints(folder)))
-        model, opt_state, position = _start(run, checkpoints)
+        model, opt_state, position = _start(run, folder, checkpoints)
         if mesh is not None:
             stack.enter_context(jax.set_mesh(mesh))
             model, opt_state = jax.device_put((model, opt_state), shardings((model, opt_state), mesh))
@@ -126,13 +128,18 @@ def _train(run, folder, evaluators, layout, progress, tracker, on_step) -> dict[
         batches = stack.enter_context(contextlib.closing(prefetch(stream, position.step, run.steps)))
         stopping = stack.enter_context(_asked_to_stop())
         leaves, tree = jax.tree.flatten((model, opt_state))
-        step = None
+        step, shape = None, None
         waiting = None  # the step before, which is looked at while the next one runs
         begun = time.perf_counter()
         try:
             for index, batch in batches:
-                if step is None:
+                if step is None or batch["tokens"].shape != shape:  # shapes change with a batch-size warm-up's stages
+                    if waiting is not None:
+                        _look(waiting, position, begun, bar, on_step)
+                        waiting = None
+                        position.seconds += time.perf_counter() - begun
                     check_batch(batch, run.model.vocabulary, f"the data ({type(run.data).__name__})")
+                    shape = batch["tokens"].shape
                     check_rows(len(batch["tokens"]), layout)
                     bar.set_postfix_str("compiling")
                     with recorded() as position.implementation:
@@ -208,13 +215,17 @@ def _asked_to_stop() -> Iterator[list[str]]:
             signal.signal(number, handler)
 
 
-def _start(run: RunConfig, checkpoints) -> tuple[Any, Any, Position]:
+def _start(run: RunConfig, folder: Path, checkpoints) -> tuple[Any, Any, Position]:
     """Model, optimizer's state and position: of the last checkpoint, or of a run that has not begun."""
     model = create(run.model, run.seed)
     opt_state = jax.jit(optimizer(run.optimizer, run.steps).init)(model)
     found = checkpoint.latest(checkpoints, run)
     if found is None:
-        return model, opt_state, Position()
+        position = Position()
+        if run.parent is not None:
+            model, parent = inherit(run, folder, model)
+            position.parents.append(parent)
+        return model, opt_state, position
     return checkpoint.put(model, found.model), checkpoint.put(opt_state, found.optimizer), found.position
 
 
@@ -326,7 +337,7 @@ def _record(run: RunConfig, position: Position) -> dict[str, Any]:
         "tokens_per_second": position.tokens / position.seconds if position.seconds else None,
         "implementation": position.implementation,
         "data": run.data.stream("train").facts(),
-        "parents": [],
+        "parents": position.parents,
     }
 
 

@@ -1,0 +1,111 @@
+"""Which architecture makes use of long documents, before and after it is trained on longer sequences?
+
+Question: trained at 256 tokens, then extended to 1,024 and to 4,096 with equal tokens, how does the loss of a
+    Transformer, Mamba, Mamba-2 and a hybrid change with the position in documents that none was trained on, within the
+    length of training and past it?
+Command:  workbench run experiments/length.py                (default)
+          workbench run experiments/length.py --scale tiny   (three minutes: does everything run?)
+          workbench run experiments/length.py --tune         (the learning rates below, from one grid for all arms)
+Cost:     not measured yet.
+Answer:   none yet: neither tuned nor run.
+
+Both extensions start from the run at 256 tokens, with an optimizer and a schedule of their own at the same rate. The
+Transformer's rotary base grows with the length; the hybrid's attention has no positions, and nothing in it changes.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from workbench.config import (
+    AttentionConfig,
+    Mamba2Config,
+    MambaConfig,
+    MLPConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Packages,
+    PositionEvaluation,
+    RunConfig,
+    TextConfig,
+    load_file,
+)
+from workbench.pattern import allocate
+from workbench.study.extend import extended
+
+SCALES = ("default", "tiny")
+WIDTH = {"default": 128, "tiny": 32}
+# fmt: off
+ARMS = {
+    "default": {
+        "transformer": ("(*-)x4", {"*": AttentionConfig(heads=4), "-": MLPConfig(hidden=512)}),
+        "mamba": ("(S)x7", {"S": MambaConfig(state=16, inner=248)}),
+        "mamba2": ("(M)x7", {"M": Mamba2Config(state=64, head_dim=24, inner=240)}),
+        "hybrid": (
+            allocate(8, 1 / 8, 3 / 8),
+            {
+                "M": Mamba2Config(state=64, head_dim=24, inner=240),
+                "*": AttentionConfig(heads=4, rotary=0),
+                "-": MLPConfig(hidden=356),
+            },
+        ),
+    },
+    "tiny": {
+        "transformer": ("*-", {"*": AttentionConfig(heads=2), "-": MLPConfig(hidden=126)}),
+        "mamba": ("SS", {"S": MambaConfig(state=8, inner=46)}),
+        "mamba2": ("MM", {"M": Mamba2Config(state=16, head_dim=4, inner=44)}),
+        "hybrid": ("M*-", {
+            "M": Mamba2Config(state=16, head_dim=8, inner=40), "*": AttentionConfig(heads=2, rotary=0),
+            "-": MLPConfig(hidden=40),
+        }),
+    },
+}
+# fmt: on
+PACKAGES = load_file(Path(__file__).with_name("phonebook.py")).PACKAGES
+TEXT = {
+    "default": TextConfig((Packages(PACKAGES),), tokenizer="bpe-4096", length=256, batch=16),
+    "tiny": TextConfig((Packages(("click", "pexpect", "tqdm")),), tokenizer="bpe-512", length=64, batch=16),
+}
+DOCUMENTS = {"default": 32, "tiny": 4}  # each of 16 times the length of training
+STEPS = {"default": 400, "tiny": 40}
+MORE = {"default": 100, "tiny": 10}  # steps of an extension, each of as many tokens as before
+TIMES = (4, 16)  # the length of training
+SEEDS = (1,)
+GRID = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
+TUNING_SEEDS = (101, 102)
+RATES = dict.fromkeys(ARMS["default"], 5e-3)  # the same for all until --tune has been run
+
+
+def runs(scale: str = "default") -> list[RunConfig]:
+    """As trained, then extended: those of one length side by side."""
+    trained = [run(scale, arm, seed) for seed in SEEDS for arm in ARMS[scale]]
+    return trained + [longer(scale, base, times) for times in TIMES for base in trained]
+
+
+def tuning(scale: str = "default") -> list[RunConfig]:
+    return [
+        replace(run(scale, arm, seed, rate), role="tuning", evaluate_every=0)
+        for seed in TUNING_SEEDS
+        for rate in GRID
+        for arm in ARMS[scale]
+    ]
+
+
+def run(scale: str, arm: str, seed: int, rate: float | None = None) -> RunConfig:
+    pattern, symbols = ARMS[scale][arm]
+    data = replace(TEXT[scale], seed=seed)
+    return RunConfig(
+        study="length",
+        arm=arm,
+        model=ModelConfig(pattern, WIDTH[scale], data.vocabulary, symbols),
+        data=data,
+        evaluation=PositionEvaluation(max(TIMES) * data.length, DOCUMENTS[scale]),
+        optimizer=OptimizerConfig(learning_rate=rate or RATES[arm]),
+        seed=seed,
+        steps=STEPS[scale],
+        checkpoint_every=STEPS[scale] // 2,
+    )
+
+
+def longer(scale: str, base: RunConfig, times: int) -> RunConfig:
+    rotary_base = 10_000.0 * times if base.arm == "transformer" else None
+    return extended(base, times * base.data.length, steps=MORE[scale], rotary_base=rotary_base)

@@ -1,0 +1,111 @@
+import dataclasses
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from workbench.config import (
+    AttentionConfig,
+    Mamba2Config,
+    MambaConfig,
+    ModelConfig,
+    Packages,
+    PhonebookConfig,
+    PositionEvaluation,
+    RunConfig,
+    TextConfig,
+)
+from workbench.evaluate.position import bins, evaluator, long_documents
+from workbench.model.language_model import create
+from workbench.train.loss import negative_log_likelihood
+
+LAYERS = {"*": AttentionConfig(heads=2), "S": MambaConfig(state=4), "M": Mamba2Config(state=4, head_dim=8)}
+RUN = RunConfig(
+    study="study",
+    arm="arm",
+    model=ModelConfig("SM*", 16, 257, LAYERS),
+    data=TextConfig((Packages(("tqdm", "pexpect", "click")),), length=64),  # train, select, test
+    evaluation=PositionEvaluation(length=600, documents=6),
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def model():
+    return create(RUN.model, 0)
+
+
+@pytest.fixture(scope="module")
+def found(model):
+    return evaluator(RUN.evaluation, RUN)(model, "test")
+
+
+def documents(split="test"):
+    """Tokens of the evaluated documents from their boundary on, cut from the split's one array of tokens."""
+    source = RUN.data.stream(split)
+    sizes = np.asarray(source.documents.sizes)
+    long = np.flatnonzero(sizes >= 600)
+    chosen = long[np.linspace(0, len(long) - 1, 6).round().astype(int)]
+    return [source.documents.tokens[source.starts[i] :][:601].astype(np.int32) for i in chosen]
+
+
+def test_each_bin_is_the_loss_of_whole_documents_read_at_once(model, found):
+    """Read without a state, one by one; the evaluator reads stretches of up to four documents side by side."""
+    nll = jax.jit(lambda tokens, targets: negative_log_likelihood(model(tokens).hidden, model.head(), targets))
+    nats = np.concatenate([nll(each[None, :-1], each[None, 1:]) for each in documents()])
+    assert [(each["start"], each["end"]) for each in found["by_position"]] == [
+        (0, 18), (18, 37), (37, 75), (75, 150), (150, 300), (300, 600)
+    ]  # fmt: skip
+    for each in found["by_position"]:
+        expected = nats[:, each["start"] : each["end"]].mean() / math.log(2)  # a token is a byte
+        assert each["mean"] == pytest.approx(expected, rel=1e-5)
+        assert each["low"] < each["mean"] < each["high"]
+        assert (each["bytes"], each["documents"]) == (6 * (each["end"] - each["start"]), 6)
+
+
+def test_what_is_past_the_length_of_training_is_flagged_and_not_in_the_score(found):
+    assert [each["extrapolated"] for each in found["by_position"]] == [False, False, True, True, True, True]
+    within = found["by_position"][:2]
+    bits = sum(each["mean"] * each["bytes"] for each in within) / sum(each["bytes"] for each in within)
+    assert found["bits_per_byte"]["mean"] == pytest.approx(bits, rel=1e-9) == -found["score"]
+    assert found["bits_per_byte"]["bytes"] == sum(each["bytes"] for each in found["by_group"].values()) == 6 * 37
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_every_document_that_is_long_enough_is_found_from_its_beginning():
+    data = dataclasses.replace(RUN.data, length=600)
+    source = data.stream("test")
+    rows = long_documents(source)
+    assert len(rows) == (np.asarray(source.documents.sizes) >= 600).sum() > 6
+    read = source.read(rows)
+    assert (read.batch["tokens"][:, 0] == 0).all()  # of bytes, the boundary
+    assert len({tuple(owner) for owner in read.documents[:, [0, -1]]}) == len(rows)
+    assert (read.documents[:, 0] == read.documents[:, -1]).all() and (read.batch["segments"] == 1).all()
+
+
+def test_bins_double_up_to_the_length():
+    assert bins(4096).tolist() == [0, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096]
+    assert bins(20).tolist() == [0, 20]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"data": PhonebookConfig()}, "needs text; the run's data is PhonebookConfig"),
+        ({"evaluation": PositionEvaluation(600, 1)}, "an interval needs 2 documents"),
+        ({"evaluation": PositionEvaluation(10**6)}, "has 0 documents of at least evaluation.length=1000000 tokens"),
+    ],
+    ids=["data", "documents", "length"],
+)
+def test_what_cannot_be_evaluated_is_refused(model, changes, says):
+    run = dataclasses.replace(RUN, **changes)
+    with pytest.raises(ValueError, match=says):
+        evaluator(run.evaluation, run)(model, "test")

@@ -1,0 +1,95 @@
+"""Length extension: a finished run goes on at longer sequences, as a run of its own.
+
+Any model can: recurrences, and attention without positions, as they are; rotary attention with a higher base, which
+turns the slow angles less over the new distances (Xiong et al. 2023, arXiv:2309.16039, section 2.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from workbench.config import AttentionConfig, Parent, RunConfig, from_json, override
+from workbench.record import read_json
+
+
+def extended(
+    run: RunConfig,
+    length: int,
+    *,
+    steps: int = 0,
+    tokens: int = 0,
+    batch: int | None = None,
+    rotary_base: float | None = None,
+) -> RunConfig:
+    """The run that goes on from this one's last weights at a longer length; an experiment's runs() lists both.
+
+    It takes `steps`, or as many as read at least `tokens`, of `batch` rows each, by default as many rows as keep a
+    step's tokens. Optimizer and schedule begin anew. rotary_base: of every layer with rotary positions.
+    Raises ValueError for a length that is not longer, and for a base where nothing is rotary.
+    """
+    if length <= run.data.length:
+        raise ValueError(
+            f"{run.name} has sequences of {run.data.length} tokens; extend it to longer ones, not {length}"
+        )
+    if batch is None:
+        batch, rest = divmod(run.data.batch * run.data.length, length)
+        if rest:
+            raise ValueError(
+                f"a step of {run.name} reads {run.data.batch} rows of {run.data.length} tokens, which are no whole "
+                f"number of rows of {length}; give batch"
+            )
+    if (steps > 0) == (tokens > 0):
+        raise ValueError(f"give steps or tokens, one of them; got steps={steps} and tokens={tokens}")
+    model = run.model
+    if rotary_base is not None:
+        rotary = {
+            letter: replace(layer, rotary_base=float(rotary_base))
+            for letter, layer in model.symbols.items()
+            if isinstance(layer, AttentionConfig) and layer.rotary and layer in model.layers
+        }
+        if not rotary:
+            raise ValueError(f"{run.arm} ({model.pattern}) has no layer with rotary positions; leave rotary_base out")
+        model = replace(model, symbols={**model.symbols, **rotary})
+    warm = {"ramp": ()} if getattr(run.data, "ramp", ()) else {}  # a batch that has grown stays so
+    return replace(
+        run,
+        model=model,
+        data=replace(run.data, length=length, batch=batch, **warm),
+        steps=steps or -(-tokens // (batch * length)),
+        role="extended",
+        control_of="",
+        parent=Parent(run.name),
+    )
+
+
+def extend(
+    folder: Path | str,
+    *,
+    length: int,
+    steps: int = 0,
+    tokens: int = 0,
+    batch: int | None = None,
+    rotary_base: float | None = None,
+    overrides: Sequence[str] = (),
+    **options: Any,
+) -> tuple[Path, dict[str, Any]]:
+    """Continues the finished run of a folder at a longer length (see `extended`), evaluated as the run was.
+
+    Returns the new run's folder, beside the old one, and its result.json; called again it resumes, or does nothing.
+    overrides: `name=value` changes of the new run. options: of workbench.train.loop.train.
+    Raises ValueError, before anything is written, for a run that is not finished, and what `extended` raises.
+    """
+    from workbench.study.experiment import task
+    from workbench.train.loop import train
+
+    folder = Path(folder).resolve()
+    saved, result = (read_json(folder / name) for name in ("config.json", "result.json"))
+    if saved is None or result is None or result["status"] != "finished":
+        raise ValueError(f"{folder} holds no finished run, and no other can be extended; give a run's folder")
+    run = extended(from_json(saved), length, steps=steps, tokens=tokens, batch=batch, rotary_base=rotary_base)
+    run = override(replace(run, parent=Parent(folder.name, result["weights_hash"])), *overrides)
+    place = folder.parent / run.name
+    return place, train(run, place, {task(run): run.evaluation.build(run)}, **options)
