@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import special
 
+from workbench.evaluate.interval import holm
 from workbench.study import statistics
 from workbench.study.collect import Run, Study
 from workbench.study.statistics import CHECKPOINTS, Difference, Interval, Paired
@@ -406,8 +407,8 @@ def _compared(study: Study, pairs: list[tuple[str, str, int | None, str, str]]) 
             for r in replicates(study, task)
         ]
         raw.append((task, measure, entries, first, second, *statistics.compare(seeds)))
-    items = statistics.holm([row[-2].p for row in raw])
-    seeded = iter(statistics.holm([row[-1].p for row in raw if row[-1]]))
+    items = holm([row[-2].p for row in raw])
+    seeded = iter(holm([row[-1].p for row in raw if row[-1]]))
     return [Comparison(*row, p, next(seeded) if row[-1] else None) for row, p in zip(raw, items, strict=True)]
 
 
