@@ -325,7 +325,7 @@ def _suite(folders: list[str], names: str, overrides: list[str], step: int | str
     tasks = suite.tasks([name.strip() for name in names.split(",") if name.strip()], overrides)
     kept, failed = [], False
     for folder in folders:
-        examined = subject(folder, step)
+        examined = subject(Path(folder), step)
         kept.append(suite.place(examined, folder))
         results = suite.evaluate(examined, tasks, kept[-1], progress=sys.stderr.isatty())
         failed |= any("error" in found for found in results.values())

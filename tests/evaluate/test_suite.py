@@ -6,8 +6,10 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
+from workbench.command import main
 from workbench.config import AttentionConfig, Mamba2Config, ModelConfig
 from workbench.data.tokenizer import Bytes
+from workbench.evaluate import score as scores
 from workbench.evaluate import suite
 from workbench.evaluate.compare import compare, mcnemar, paired, sentences
 from workbench.evaluate.interval import clustered
@@ -81,8 +83,8 @@ def test_every_item_is_stored_with_what_was_asked_answered_and_found(subject, tm
     assert [(row["task"], row["item"]) for row in rows] == [(task.name, 0), (task.name, 1)]
     prompts = [item.prompt for item in items]
     written = generate_until(subject, prompts, ["\n"], 16)
-    scores = loglikelihood(subject, [(item.prompt, item.choices[0]) for item in items])
-    for row, item, text, score in zip(rows, items, written, scores, strict=True):
+    likely = loglikelihood(subject, [(item.prompt, item.choices[0]) for item in items])
+    for row, item, text, score in zip(rows, items, written, likely, strict=True):
         assert (row["prompt"], row["references"], row["cluster"]) == (
             item.prompt,
             [*item.references],
@@ -187,11 +189,10 @@ def test_a_tokenizer_of_another_model_is_refused(subject, tmp_path):
 
 
 def test_mcnemar_is_the_exact_binomial_test():
-    from scipy import stats
-
     for one, other in ((0, 0), (5, 0), (3, 9), (20, 11), (7, 7)):
-        expected = stats.binomtest(one, one + other).pvalue if one + other else 1.0
-        assert mcnemar(one, other) == mcnemar(other, one) == pytest.approx(expected)
+        both = one + other
+        tail = sum(math.comb(both, k) for k in range(min(one, other) + 1)) / 2**both
+        assert mcnemar(one, other) == mcnemar(other, one) == pytest.approx(min(1, 2 * tail))
 
 
 def test_two_runs_are_compared_item_by_item():
@@ -238,3 +239,20 @@ def test_different_questions_are_never_compared(subject, asked, tmp_path):
     assert compare(one, tmp_path, "sums") is None
     with pytest.raises(ValueError, match="not asked the same"):
         compare(one, three, "sums")
+
+
+def test_the_command_prints_a_line_a_task_and_compares_two_runs(subject, asked, tmp_path, monkeypatch, capsys):
+    other = Subject(create(ModelConfig("M*", 16, 257, SYMBOLS), 1), Bytes())
+    monkeypatch.setattr(scores, "subject", lambda folder, step: {"a": subject, "b": other}[folder.name])
+    monkeypatch.setattr(suite, "SUITES", {"sums": (Sums(6),)})
+    (tmp_path / "bad.jsonl").write_text("{}\n")
+    folders = [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert main(["evaluate", *folders, "--suite", "sums"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("sums  exact (0.667 [") == 2 and out.splitlines()[-1].startswith("sums: exact 0.667 and 0.667")
+    (kept,) = (tmp_path / "a" / "suite").iterdir()
+    assert len(suite.read_items(kept / "sums.parquet")) == 6
+    assert main(["evaluate", folders[0], "--suite", f"sums,{tmp_path}/bad.jsonl", "count=2"]) == 1
+    assert 'bad.jsonl, line 1 has no "question"' in capsys.readouterr().out
+    assert main(["evaluate", folders[0], "--suite", "sum"]) == 2
+    assert "no suite 'sum'; did you mean 'sums'" in capsys.readouterr().err

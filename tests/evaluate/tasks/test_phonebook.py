@@ -76,8 +76,8 @@ def test_the_asked_for_number_is_the_books_at_the_depth_that_was_asked_for(order
 def test_numbers_are_within_their_ranges_and_worked_examples_are_of_others():
     item = Phonebook(2000).item(7, Bytes())
     area, exchange, subscriber = np.array([n.split("-") for _, n in ENTRY.findall(item.prompt)], int).T
-    assert 200 <= min(area.min(), exchange.min()) and max(area.max(), exchange.max()) <= 999
-    assert 1000 <= subscriber.min() and subscriber.max() <= 9999
+    assert min(area.min(), exchange.min()) >= 200 and max(area.max(), exchange.max()) <= 999
+    assert subscriber.min() >= 1000 and subscriber.max() <= 9999
     asked = re.findall(r"What is the phone number for (.*)\?", item.prompt)
     assert len(set(asked)) == 3
 
