@@ -161,8 +161,8 @@ Nothing is built or trained: the numbers follow from the configs alone.""",
   workbench evaluate runs/phonebook/phonebook-*-s3-* entries=16,32,64 books=32
   workbench evaluate runs/phonebook/phonebook-hybrid-s3-1a2b3c4d --split select --step best
 
-  workbench evaluate runs/text/text-hybrid-s1-1a2b3c4d --suite phonebook,ruler-small,recall count=20
-  workbench evaluate runs/text/text-*-s1-* --suite questions.jsonl shots=5
+  workbench evaluate runs/text/text-hybrid-s1-1a2b3c4d --suite phonebook,ruler-small,recall
+  workbench evaluate runs/text/text-*-s1-* shots=5 count=100 --suite questions.jsonl
 
 Overrides change the run's evaluation (its fields: PhonebookEvaluation, TextEvaluation in workbench/config.py).
 Prints a JSON object a run, one a line.

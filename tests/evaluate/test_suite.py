@@ -252,7 +252,7 @@ def test_the_command_prints_a_line_a_task_and_compares_two_runs(subject, asked, 
     assert out.count("sums  exact (0.667 [") == 2 and out.splitlines()[-1].startswith("sums: exact 0.667 and 0.667")
     (kept,) = (tmp_path / "a" / "suite").iterdir()
     assert len(suite.read_items(kept / "sums.parquet")) == 6
-    assert main(["evaluate", folders[0], "--suite", f"sums,{tmp_path}/bad.jsonl", "count=2"]) == 1
+    assert main(["evaluate", folders[0], "count=2", "--suite", f"sums,{tmp_path}/bad.jsonl"]) == 1
     assert 'bad.jsonl, line 1 has no "question"' in capsys.readouterr().out
     assert main(["evaluate", folders[0], "--suite", "sum"]) == 2
     assert "no suite 'sum'; did you mean 'sums'" in capsys.readouterr().err
