@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from workbench.config import task_name
 from workbench.evaluate.interval import Interval
 from workbench.record import read_json, read_rows
 
@@ -32,7 +33,7 @@ class Run:
 
     @property
     def task(self) -> str:
-        return self.config["data"]["class"].rpartition(":")[2].removesuffix("Config").lower()
+        return task_name(self.config["data"])
 
     @property
     def arm(self) -> str:

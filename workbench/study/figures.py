@@ -54,7 +54,9 @@ def drawings(study: Study) -> list[Drawing]:
         runs = [run for run in study.select("result", "control", "state", task=task) if run.finished]
         books, text = any(r.by_entries() for r in runs), any(r.bits_per_byte for r in runs)
         if books:
-            out += [recall(study, task), depth(study, task)]
+            out.append(recall(study, task))
+            if any(r.evaluation("exact_match").get("by_depth") for r in runs):
+                out.append(depth(study, task))
         if text:
             out.append(text_bits(study, task))
         if any(run.curve() for run in runs if run.role == "result"):
