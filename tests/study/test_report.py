@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from workbench.config import load_file
-from workbench.study import figures
+from workbench.study import figures, judge
 from workbench.study.collect import collect
 from workbench.study.report import columns, html, pasted, report, rows, terminal_table
 
@@ -164,3 +164,23 @@ def test_held_out_files_of_trained_groups_have_a_column_beside_those_of_new_ones
         assert float(cells[new].split()[0]) - float(cells[same].split()[0]) == pytest.approx(0.25, abs=2e-3)
     assert "trained groups" not in terminal_table(study).split("text")[0]
     assert "trained groups" in terminal_table(study)
+
+
+def test_recall_is_spoken_of_in_its_own_words(tmp_path):
+    for arm, right in (("transformer", 0.99), ("mamba", 0.3)):
+        fake.phonebook(tmp_path, arm, 0, truth=lambda arm, k, right=right: 0.99 if k < 4 else right)
+    for path in tmp_path.glob("*/config.json"):
+        config = json.loads(path.read_text())
+        result = json.loads(path.with_name("result.json").read_text())
+        for evaluation in result["evaluation"].values():
+            evaluation["baselines"] = {size: {"copy_any": 1 / int(size)} for size in evaluation["exact_match"]}
+        path.with_name("result.json").write_text(json.dumps(result))
+        config["data"] |= {"class": "workbench.config:RecallConfig", "kind": "mqar"}
+        path.write_text(json.dumps(config))
+    study = collect(tmp_path)
+    assert study.tasks == ["mqar"]
+    heads = [name for name, _ in columns(study, "mqar")]
+    assert "exact, 8 pairs" in heads and "values, 24 pairs" in heads
+    assert "With 8 pairs in the document (the most in training) transformer has" in judge.headline(study)[0]
+    said = terminal_table(study) + " ".join(drawing.caption for drawing in figures.drawings(study))
+    assert not re.search("entr(y|ies)|book|digit ", said)
