@@ -155,21 +155,30 @@ Nothing is built or trained: the numbers follow from the configs alone.""",
     each = command(
         "evaluate",
         _evaluate,
-        "evaluate finished runs again, on another split or with another evaluation",
+        "evaluate finished runs again, on another split, with another evaluation, or by a suite of tasks in text",
         """examples:
   workbench evaluate runs/phonebook/phonebook-hybrid-s3-1a2b3c4d
   workbench evaluate runs/phonebook/phonebook-*-s3-* entries=16,32,64 books=32
   workbench evaluate runs/phonebook/phonebook-hybrid-s3-1a2b3c4d --split select --step best
 
+  workbench evaluate runs/text/text-hybrid-s1-1a2b3c4d --suite phonebook,ruler-small,recall
+  workbench evaluate runs/text/text-*-s1-* shots=5 count=100 --suite questions.jsonl
+
 Overrides change the run's evaluation (its fields: PhonebookEvaluation, TextEvaluation in workbench/config.py).
-Prints a JSON object a run, one a line.""",
+Prints a JSON object a run, one a line.
+
+With --suite overrides change its tasks (their fields: workbench/evaluate/tasks). Suites are phonebook, recall,
+ruler-small (256 to 2048 tokens) and ruler (4k to 128k); a .jsonl file is multiple choice, asked in three forms. Every
+item is kept as parquet in the run's folder (needs the extra data); what was answered is not asked again. Prints a line
+a task, in brackets where it cannot be told from chance, and compares two runs item by item. Exit status 1 if a task
+failed: the others are unharmed.""",
     )
     each.add_argument("items", nargs="+", metavar="RUN_FOLDER | NAME=VALUE", help="run folders, then overrides")
+    each.add_argument("--suite", help="suites and files of questions, with commas: phonebook,ruler-small,recall")
     each.add_argument("--split", choices=("select", "test"), default="test", help="default: test")
     each.add_argument("--step", type=_step, help="of a checkpoint, or best (on select); default: the last")
 
     each = command(
-<<<<<<< HEAD
         "speed",
         _speed,
         "predict and measure how fast an experiment's architectures generate, against context",
@@ -212,7 +221,8 @@ The prompt begins a document. The same seed gives the same text.""",
     each.add_argument("--repetition", type=float, default=1.0, help="penalty of tokens that were there before, above 1")
     each.add_argument("--seed", type=int, default=0)
     each.add_argument("--step", type=_step, help="of a checkpoint, or best (on select); default: the last")
-=======
+
+    each = command(
         "extend",
         _extend,
         "continue a finished run at longer sequences, as a run of its own beside it",
@@ -232,7 +242,6 @@ Prints a JSON object. A study extends its runs in its file: workbench.study.exte
     each.add_argument("--batch", type=int, help="rows a step (default: as many as keep the tokens of a step)")
     each.add_argument("--rotary-base", type=float, help="of rotary attention (default: as it was)")
     each.add_argument("--wandb", choices=("online", "offline", "disabled"), default="offline", help="default: offline")
->>>>>>> 53a675d9800f9ae4f4637f681a3dcb325bc6336d
 
     each = command(
         "check",
@@ -311,11 +320,13 @@ def _sizes(given: argparse.Namespace) -> None:
     print(json.dumps(rows, indent=1) if given.json else sizes.table(rows))
 
 
-def _evaluate(given: argparse.Namespace) -> None:
+def _evaluate(given: argparse.Namespace) -> int:
     folders = [item for item in given.items if "=" not in item]
     overrides = [item for item in given.items if "=" in item]
     if not folders:
         raise ValueError("no run folder given; they are in a study's folder, such as runs/phonebook")
+    if given.suite is not None:
+        return _suite(folders, given.suite, overrides, given.step)
     from workbench.config import override
     from workbench.train.checkpoint import load_model
 
@@ -324,6 +335,25 @@ def _evaluate(given: argparse.Namespace) -> None:
         evaluation = override(run.evaluation, *overrides)
         values = evaluation.build(dataclasses.replace(run, evaluation=evaluation))(model, given.split)
         print(json.dumps({"run": run.name, "folder": folder, "split": given.split, **values}), flush=True)
+    return 0
+
+
+def _suite(folders: list[str], names: str, overrides: list[str], step: int | str | None) -> int:
+    from workbench.evaluate import suite
+    from workbench.evaluate.compare import compare, sentences
+    from workbench.evaluate.score import subject
+
+    tasks = suite.tasks([name.strip() for name in names.split(",") if name.strip()], overrides)
+    kept, failed = [], False
+    for folder in folders:
+        examined = subject(Path(folder), step)
+        kept.append(suite.place(examined, folder))
+        results = suite.evaluate(examined, tasks, kept[-1], progress=sys.stderr.isatty())
+        failed |= any("error" in found for found in results.values())
+        print(f"{folder}\n{suite.table(results)}\nitems: {kept[-1]}", flush=True)
+    if len(kept) == 2:
+        print("\n".join(sentences([compare(*kept, task.name) for task in tasks])))
+    return 1 if failed else 0
 
 
 def _extend(given: argparse.Namespace) -> int:

@@ -309,6 +309,46 @@ class PhonebookConfig:
 
 
 LATER = {"later": True}  # of a field: JSON leaves it out at its default, so that configs without it keep their hashes
+RECALL = ("mqar", "copying", "selective-copying", "induction")
+
+
+@dataclass(frozen=True)
+class RecallConfig:
+    """Pairs to look up, or symbols to copy, made by rule. See workbench.data.recall."""
+
+    kind: str = "mqar"  # mqar, copying, selective-copying or induction
+    symbols: int = 64  # how many symbols there are; of mqar half are keys, half are values
+    sizes: tuple[int, ...] = (4, 8, 16)  # pairs or symbols of a document in training, each drawn equally often
+    length: int = 96  # tokens a row; several documents are packed into a row
+    batch: int = 16  # rows a step
+    seed: int = 0  # of the data
+
+    def __post_init__(self):
+        if self.kind not in RECALL:
+            raise ValueError(f"data.kind {self.kind!r}: {nearest(self.kind, RECALL)}")
+        if not self.sizes or self.batch < 1:
+            raise ValueError(f"data.sizes is {self.sizes} and data.batch {self.batch}; there is at least one of each")
+        for size in self.sizes:
+            self.check(size)
+
+    def check(self, size: int) -> None:
+        """Raises ValueError if there are no documents of this size."""
+        most = self.symbols // 2 if self.kind == "mqar" else math.inf
+        if self.symbols < 2 or not 1 <= size <= most:
+            raise ValueError(
+                f"{self.kind} of size {size} with {self.symbols} symbols: a size is at least 1"
+                + (", and each pair has a key of its own among half of the symbols" if self.kind == "mqar" else "")
+            )
+
+    def stream(self, split: str = "train") -> Any:
+        from workbench.data.recall import RecallStream
+
+        return RecallStream(self, split)
+
+    @property
+    def vocabulary(self) -> int:
+        """Padding, the mark, a blank and the symbols."""
+        return 3 + self.symbols
 
 
 @dataclass(frozen=True)
@@ -383,6 +423,20 @@ class PhonebookEvaluation:
 
     def build(self, run: RunConfig) -> Any:
         from workbench.evaluate.phonebook import evaluator
+
+        return evaluator(self, run)
+
+
+@dataclass(frozen=True)
+class RecallEvaluation:
+    """Exact match on unseen documents, by size. See workbench.evaluate.recall."""
+
+    sizes: tuple[int, ...] = (4, 8, 16, 32)  # past the trained ones too
+    documents: int = 64  # of each size
+    queries: int = 8  # of mqar: pairs asked for in each document, spread evenly over depth
+
+    def build(self, run: RunConfig) -> Any:
+        from workbench.evaluate.recall import evaluator
 
         return evaluator(self, run)
 
@@ -482,6 +536,15 @@ class Layout:
         return override(Layout(), *(part for part in text.split(",") if part.strip()))
 
 
+def task_name(data: Any) -> str:
+    """What runs on this data, or on its JSON, learn: a recall's kind, else the class, such as "phonebook"."""
+    if isinstance(data, Mapping):
+        kind, name = data.get("kind"), data["class"].rpartition(":")[2]
+    else:
+        kind, name = getattr(data, "kind", None), type(data).__name__
+    return kind if kind in RECALL else name.removesuffix("Config").lower()
+
+
 ROLES = ("result", "tuning", "control", "state", "long", "extended")
 
 
@@ -500,8 +563,8 @@ class RunConfig:
     study: str
     arm: str
     model: ModelConfig
-    data: Any  # PhonebookConfig, TextConfig or a user's own
-    evaluation: Any  # PhonebookEvaluation, TextEvaluation or a user's own
+    data: Any  # PhonebookConfig, RecallConfig, TextConfig or a user's own
+    evaluation: Any  # PhonebookEvaluation, RecallEvaluation, TextEvaluation or a user's own
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     seed: int = 0  # of the initialisation
     steps: int = 1000
@@ -538,7 +601,7 @@ class RunConfig:
     @functools.cached_property
     def name(self) -> str:
         """Folder of the run: readable, and unique by the hash of everything in it."""
-        task = type(self.data).__name__.removesuffix("Config").lower()
+        task = task_name(self.data)
         role = "" if self.role in ("result", "control") else f"-{self.role}"
         return f"{task}-{self.arm}{role}-s{self.seed}-{short_hash(self)}"
 

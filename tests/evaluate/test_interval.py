@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from workbench.evaluate.interval import clustered
+from workbench.evaluate.interval import clustered, clustered_mean, holm
 
 
 def _books(rng, share, correlation, books, asked, trials):
@@ -35,3 +35,22 @@ def test_clusters_of_one_item_give_clopper_and_pearsons_interval():
     right = [1] * 1800 + [0] * 200  # so many that Student's quantile is the normal's within 1e-3
     expected = stats.binomtest(1800, 2000).proportion_ci(method="exact")
     assert clustered(right, [1] * 2000)[1:] == pytest.approx(tuple(expected), abs=1e-4)
+
+
+def test_the_mean_of_clusters_of_one_item_has_students_interval():
+    values = np.random.default_rng(3).normal(size=12)
+    mean, low, high = clustered_mean(values, np.ones(12))
+    expected = stats.ttest_1samp(values, 0).confidence_interval()
+    np.testing.assert_allclose((mean, low, high), (values.mean(), *expected), rtol=1e-12)
+
+
+def test_items_that_repeat_their_cluster_add_nothing_to_a_mean():
+    values = np.random.default_rng(4).normal(size=12)
+    np.testing.assert_allclose(clustered_mean(5 * values, [5] * 12), clustered_mean(values, [1] * 12), rtol=1e-12)
+    with pytest.raises(ValueError, match="two clusters or more"):
+        clustered_mean([3.0], [5])
+
+
+def test_holm_adjusts_by_hand_computed_values():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == [] and holm([0.6, 0.9]) == [1.0, 1.0]

@@ -68,7 +68,7 @@ def score(monkeypatch, model):
     """The scores of an oracle that stands in for the model."""
 
     def of(answer, split="test"):
-        monkeypatch.setattr(phonebook, "_answer", answer)
+        monkeypatch.setattr(phonebook, "answer", answer)
         return phonebook.evaluator(EXAM, RUN)(model, split)
 
     return of
@@ -165,7 +165,7 @@ def test_answers_from_a_state_are_those_of_reading_everything_at_once(model):
     answers = np.where(expected, said, said + 1).astype(np.int32)
     for padding in (0, 16):
         book, ids = (np.pad(a, ((0, 0), (0, padding))) for a in (tokens, segments))
-        right = phonebook._answer(model, book, ids, asked, answers)
+        right = phonebook.answer(model, book, ids, asked, answers)
         np.testing.assert_array_equal(np.moveaxis(np.asarray(right), 1, 0), expected)
 
 

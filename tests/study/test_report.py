@@ -213,3 +213,23 @@ def test_extended_runs_neither_count_as_results_nor_hide_a_stream_of_their_own(l
     drawing = figures.positions(study, "text")
     assert "not drawn: hybrid; data seed 0, extended to 1024: its token stream" in drawing.figure.get_suptitle()
     assert {row["arm"] for row in drawing.rows} == {"transformer", "mamba"}
+
+
+def test_recall_is_spoken_of_in_its_own_words(tmp_path):
+    for arm, right in (("transformer", 0.99), ("mamba", 0.3)):
+        fake.phonebook(tmp_path, arm, 0, truth=lambda arm, k, right=right: 0.99 if k < 4 else right)
+    for path in tmp_path.glob("*/config.json"):
+        config = json.loads(path.read_text())
+        result = json.loads(path.with_name("result.json").read_text())
+        for evaluation in result["evaluation"].values():
+            evaluation["baselines"] = {size: {"copy_any": 1 / int(size)} for size in evaluation["exact_match"]}
+        path.with_name("result.json").write_text(json.dumps(result))
+        config["data"] |= {"class": "workbench.config:RecallConfig", "kind": "mqar"}
+        path.write_text(json.dumps(config))
+    study = collect(tmp_path)
+    assert study.tasks == ["mqar"]
+    heads = [name for name, _ in columns(study, "mqar")]
+    assert "exact, 8 pairs" in heads and "values, 24 pairs" in heads
+    assert "With 8 pairs in the document (the most in training) transformer has" in judge.headline(study)[0]
+    said = terminal_table(study) + " ".join(drawing.caption for drawing in figures.drawings(study))
+    assert not re.search("entr(y|ies)|book|digit ", said)

@@ -86,11 +86,6 @@ def test_few_clusters_that_differ_give_no_interval_of_their_own():
     assert statistics.paired_clusters([1.0] * 40, [1.0] * 36 + [0.5] * 4) is None
 
 
-def test_holm_adjusts_by_hand_computed_values():
-    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert statistics.holm([]) == [] and statistics.holm([0.6, 0.9]) == [1.0, 1.0]
-
-
 def test_newcombes_interval_is_the_published_one():
     # Newcombe 1998, Statistics in Medicine 17, table II (a), method 10: 56/70 - 48/80
     found = statistics.independent(_wilson(56, 70), _wilson(48, 80))

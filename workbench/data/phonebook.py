@@ -13,9 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from workbench.config import PhonebookConfig
+from workbench.data import rule
+from workbench.data.rule import SPLITS, known
 
 PADDING, QUERY, DIGIT, NAME = 0, 1, 2, 12  # ids: padding, the query mark, then ten digits, then the names' tokens
-SPLITS = {"train": (0, 8), "select": (8, 9), "test": (9, 10)}  # tenths of the hash range
 
 
 class Books(NamedTuple):
@@ -30,7 +31,7 @@ def books(config: PhonebookConfig, split: str, entries: int, count: int, rng: np
 
     Raises ValueError if a book needs more names than there are.
     """
-    _known(split)
+    known(split)
     if entries > config.names:
         raise ValueError(
             f"a book of {entries} entries needs as many names and there are {config.names}; "
@@ -59,11 +60,7 @@ def _base(config: PhonebookConfig) -> int:
 
 def split_of(config: PhonebookConfig, name: np.ndarray, number: np.ndarray) -> np.ndarray:
     """Tenth (0-9) of the hash range in which a (name index, number) pair falls; independent of any seed."""
-    x = name.astype(np.uint64) * np.uint64(10**config.digits) + number.astype(np.uint64)
-    x = x + np.uint64(0x9E3779B97F4A7C15)  # splitmix64
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((x ^ (x >> np.uint64(31))) % np.uint64(10)).astype(np.int64)
+    return rule.tenth(name.astype(np.uint64) * np.uint64(10**config.digits) + number.astype(np.uint64))
 
 
 @functools.cache
@@ -96,12 +93,6 @@ def _numbers(config: PhonebookConfig, split: str, names: np.ndarray, rng: np.ran
         numbers[drawn] = rng.integers(0, 10**config.digits, drawn.size)
 
 
-def _known(split: str) -> str:
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r} is unknown; use one of {', '.join(SPLITS)}")
-    return split
-
-
 class PhonebookStream:
     """Rows of books for training. Each row holds books of one size, each with as many queries as entries.
 
@@ -110,16 +101,16 @@ class PhonebookStream:
     """
 
     def __init__(self, config: PhonebookConfig, split: str = "train"):
-        self.config, self.split = config, _known(split)
+        self.config, self.split = config, known(split)
         if config.batch < 1:
             raise ValueError(f"data.batch must be at least 1; got {config.batch}")
         self.entry = config.name_tokens + config.digits
-        self.books_in_row = {k: config.length // self.document(k) for k in config.entries}
-        for k, n in self.books_in_row.items():
-            if n == 0:
+        self.lengths = {k: self.document(k) for k in config.entries}
+        for k, needed in self.lengths.items():
+            if needed > config.length:
                 raise ValueError(
-                    f"a book of {k} entries with its queries takes {self.document(k)} tokens and a row has "
-                    f"{config.length}; set data.length={self.document(k)} or more"
+                    f"a book of {k} entries with its queries takes {needed} tokens and a row has "
+                    f"{config.length}; set data.length={needed} or more"
                 )
 
     def document(self, entries: int) -> int:
@@ -128,30 +119,7 @@ class PhonebookStream:
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """tokens, targets, segments [B, T] int32; weights [B, T] float32, 1 where the target is an asked-for digit."""
-        config = self.config
-        key = [config.seed, list(SPLITS).index(self.split)]
-        rng = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, step]))
-        shape = (config.batch, config.length)
-        out = {
-            "tokens": np.zeros(shape, np.int32),
-            "targets": np.zeros(shape, np.int32),
-            "weights": np.zeros(shape, np.float32),
-            "segments": np.zeros(shape, np.int32),
-        }
-        sizes = rng.permutation(np.resize(np.roll(config.entries, -(step % len(config.entries))), config.batch))
-        for k in config.entries:
-            rows = np.flatnonzero(sizes == k)
-            if len(rows) == 0:
-                continue
-            per_row, length = self.books_in_row[k], self.document(k)
-            tokens, weights = self._documents(k, len(rows) * per_row, rng)
-            targets = np.concatenate([tokens[:, 1:], np.zeros_like(tokens[:, :1])], axis=1)
-            end = per_row * length
-            out["tokens"][rows, :end] = tokens.reshape(len(rows), end)
-            out["targets"][rows, :end] = targets.reshape(len(rows), end)
-            out["weights"][rows, :end] = weights.reshape(len(rows), end)
-            out["segments"][rows, :end] = np.repeat(np.arange(1, per_row + 1), length)
-        return out
+        return rule.rows(self.config, self.split, step, self.lengths, self._documents)
 
     def _documents(self, k: int, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Books with their queries as tokens [count, length], and the weight of each position's target."""

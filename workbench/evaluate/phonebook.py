@@ -6,7 +6,7 @@ answer is right exactly when each digit is the argmax after the right digits bef
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -44,9 +44,10 @@ def evaluator(config: PhonebookEvaluation, run: RunConfig) -> Callable[[Language
         for exam, (tokens, segments, asked, answers, depth) in zip(exams, papers, strict=True):
             missing = longest - tokens.shape[1]  # padded to one length, so that every size runs one program
             tokens, segments = (np.pad(a, ((0, 0), (0, missing))) for a in (tokens, segments))
-            digits = np.asarray(_answer(model, tokens, segments, asked, answers))
+            digits = np.asarray(answer(model, tokens, segments, asked, answers))
             right[exam] = (digits[:, _distinct(depth)], depth[_distinct(depth)])
-        return scores(config, data, split, right)
+        by_size = {str(k): baselines(config, data, split, k) for k in config.entries}
+        return scores(data.entries, right, by_size, 10.0**-data.digits)
 
     return evaluate
 
@@ -77,7 +78,7 @@ def _distinct(depth: np.ndarray) -> np.ndarray:
 
 
 @jax.jit
-def _answer(model, tokens, segments, asked, answers):
+def answer(model, tokens, segments, asked, answers):
     """Which digits are right: [books, queries, digits]."""
     state = model.initial_state(tokens.shape[0], tokens.shape[1] + asked.shape[2])
     state = model(tokens, state, segments).state
@@ -91,27 +92,29 @@ def _answer(model, tokens, segments, asked, answers):
     return jnp.moveaxis(jax.lax.map(ask, (asked, answers)), 0, 1)
 
 
-def scores(config: PhonebookEvaluation, data: PhonebookConfig, split: str, right: dict) -> dict:
+def scores(trained: Sequence[int], right: dict, baselines: dict[str, dict[str, float]], chance: float) -> dict:
     """Exact match and digit accuracy by entry count with 95% intervals clustered by book, by depth, and baselines.
+
+    right: by (entries, removed), which digits are right [books, queries, digits] and the queries' depth.
 
     score: mean exact match over the book sizes that were trained on, what the "best" checkpoint goes by; tuning goes
     by the mean over all sizes. digit_accuracy: each digit after the right ones before it. removed: the control, on
     test alone: exact match where the asked-for entry was taken out, which must fall to chance.
     """
-    known = [digits for (k, removed), (digits, _) in right.items() if k in data.entries and not removed]
+    known = [digits for (k, removed), (digits, _) in right.items() if k in trained and not removed]
     score = float(np.mean([digits.all(axis=-1).mean() for digits in known])) if known else 0.0
     out = {
         "score": score,
-        "trained_entries": list(data.entries),
+        "trained_entries": list(trained),
         "exact_match": {},
         "digit_accuracy": {},
         "per_book": {},
     }
-    out |= {"by_depth": [], "baselines": {}, "removed": {}}
+    out |= {"by_depth": [], "baselines": baselines, "removed": {}}
     for (k, removed), (digits, depth) in right.items():
         whole = digits.all(axis=-1)
         if removed:
-            out["removed"][str(k)] = _share(whole) | {"chance": 10.0**-data.digits}
+            out["removed"][str(k)] = _share(whole) | {"chance": chance}
             continue
         out["exact_match"][str(k)] = _share(whole)
         out["digit_accuracy"][str(k)] = _share(digits)
@@ -119,7 +122,6 @@ def scores(config: PhonebookEvaluation, data: PhonebookConfig, split: str, right
         for column, place in enumerate(depth):
             at = {"entries": k, "depth": float(place / max(k - 1, 1))}
             out["by_depth"].append(at | _share(whole[:, column]))
-        out["baselines"][str(k)] = baselines(config, data, split, k)
     return out
 
 

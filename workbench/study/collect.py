@@ -4,14 +4,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from workbench.config import RECALL, task_name
 from workbench.evaluate.interval import Interval
 from workbench.record import read_json, read_rows
 
 FINISHED = "finished"
+
+
+class Words(NamedTuple):
+    """How sentences and figures speak of a task with exact match."""
+
+    units: str = "entries"
+    holder: str = "book"
+    whole: str = "whole numbers"
+    part: str = "digits"
+
+
+WORDS = {"mqar": Words("pairs", "document", "values", "values")}
+WORDS |= dict.fromkeys(RECALL[1:], Words("symbols", "document", "whole answers", "symbols"))
+
+
+def words(task: str) -> Words:
+    """Those of the task; a task that is not known here is spoken of as Phonebook."""
+    return WORDS.get(task, Words())
 
 
 @dataclass(frozen=True)
@@ -32,7 +51,7 @@ class Run:
 
     @property
     def task(self) -> str:
-        return self.config["data"]["class"].rpartition(":")[2].removesuffix("Config").lower()
+        return task_name(self.config["data"])
 
     @property
     def arm(self) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from workbench.config import RunConfig, UnknownName, from_json, load_file, nearest, override
+from workbench.config import RunConfig, UnknownName, from_json, load_file, nearest, override, task_name
 from workbench.record import read_json
 
 
@@ -96,8 +96,8 @@ def _linked(before: list[RunConfig], after: list[RunConfig]) -> list[RunConfig]:
 
 
 def task(run: RunConfig) -> str:
-    """What a run learns, by its data: "phonebook", "text" or as a user's own class is called."""
-    return type(run.data).__name__.removesuffix("Config").lower()
+    """What a run learns, by its data: "phonebook", "text", a recall's kind or as a user's own class is called."""
+    return task_name(run.data)
 
 
 def chosen(config: str = "", folder: str = "") -> tuple[RunConfig, Path]:

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from workbench.study import judge, statistics
-from workbench.study.collect import Run, Study
+from workbench.study.collect import Run, Study, words
 from workbench.study.statistics import LEAST_SEEDS
 
 # Okabe & Ito's palette, without its yellow, which is too pale on white
@@ -54,7 +54,9 @@ def drawings(study: Study) -> list[Drawing]:
         runs = [run for run in study.select("result", "control", "state", task=task) if run.finished]
         books, text = any(r.by_entries() for r in runs), any(r.bits_per_byte for r in runs)
         if books:
-            out += [recall(study, task), depth(study, task)]
+            out.append(recall(study, task))
+            if any(r.evaluation("exact_match").get("by_depth") for r in runs):
+                out.append(depth(study, task))
         if text:
             out.append(text_bits(study, task))
         if any(r.by_position() for r in runs):
@@ -76,28 +78,32 @@ def recall(study: Study, task: str) -> Drawing:
     runs, banner = drawable(study, task, "result")
     figure, axes = _canvas(1, 2, (9.6, 4.3), sharey=True)
     rows: Rows = []
+    units, holder, whole, part = words(task)
     for ax, measure, title in zip(
-        axes, ("exact_match", "digit_accuracy"), ("Whole number", "Single digits"), strict=True
+        axes, ("exact_match", "digit_accuracy"), (whole.capitalize(), f"Single {part}"), strict=True
     ):
         drawn = _by_entries(study, task, runs, measure, ax, rows)
         _training_range(ax, runs)
         if measure == "exact_match":
             _baselines(ax, runs, rows)
         ax.set_title(title, loc="left")
-        ax.set_xlabel("entries in the book")
+        ax.set_xlabel(f"{units} in the {holder}")
         _label(ax, drawn)
-    axes[0].set_ylabel("correct on unseen books, %")
+    axes[0].set_ylabel(f"correct on unseen {holder}s, %")
     _across(figure, banner)
     spread = _band(runs)
     caption = (
-        f"Correct answers on unseen books against the number of entries: whole numbers (left) and single digits "
+        f"Correct answers on unseen {holder}s against the number of {units}: {whole} (left) and single {part} "
         f"(right). Thick: mean over seeds; thin: each seed; band: 95 %, {spread}. Shaded: sizes in training."
     )
-    if any(row["series"] != "arm" for row in rows):
-        caption += (
-            " Dashed: what copying any number of the book, the best constant, guessing digit by digit, and looking up"
-            " each digit by the one before it would give."
-        )
+    said = {
+        "copy_any": f"copying any answer of the {holder}",
+        "constant": "the best constant",
+        "digit_by_digit": "guessing digit by digit",
+        "digit_to_digit": "looking up each digit by the one before it",
+    }
+    if guesses := [said[name] for name in dict.fromkeys(row["series"] for row in rows) if name in said]:
+        caption += f" Dashed: what {judge.listed(guesses)} would give."
     marked = [arm for arm in dict.fromkeys(r.arm for r in runs) if not _ranked(study, task, arm)]
     if marked:
         caption += f" Dotted, hollow: not ranked ({judge.listed(marked)})."
@@ -109,14 +115,16 @@ def controls(study: Study, task: str) -> Drawing:
     runs, banner = drawable(study, task, "result", "control")
     figure, (ax,) = _canvas(1, 1, (6.2, 4.3))
     rows: Rows = []
+    units, holder, whole, _ = words(task)
     faint = {run.arm for run in runs if run.role == "result"}
     _label(ax, _by_entries(study, task, runs, "exact_match", ax, rows, faint))
     _training_range(ax, runs)
-    ax.set_xlabel("entries in the book")
-    ax.set_ylabel("correct whole numbers, %")
+    ax.set_xlabel(f"{units} in the {holder}")
+    ax.set_ylabel(f"correct {whole}, %")
     _across(figure, banner)
     caption = (
-        f"Controls (strong) beside the study's arms (faint): exact match on unseen books; band: 95 %, {_band(runs)}."
+        f"Controls (strong) beside the study's arms (faint): exact match on unseen {holder}s; band: 95 %, "
+        f"{_band(runs)}."
     )
     return Drawing(f"{task}-controls", figure, rows, caption)
 
@@ -129,6 +137,7 @@ def depth(study: Study, task: str) -> Drawing:
     down = -(-max(len(arms), 1) // across)
     figure, axes = _canvas(down, across, (1.0 + 2.2 * across, 0.7 + 2.1 * down))
     rows: Rows = []
+    units, holder, whole, _ = words(task)
     image = None
     for ax, arm in zip(axes, arms, strict=False):
         cells: dict[tuple[int, float], list[float]] = {}
@@ -156,16 +165,16 @@ def depth(study: Study, task: str) -> Drawing:
         ax.set_visible(False)
     if image is not None:
         bar = figure.colorbar(image, ax=list(axes), shrink=0.85, pad=0.02)
-        bar.set_label("correct whole numbers, %")
+        bar.set_label(f"correct {whole}, %")
         bar.outline.set_visible(False)
         bar.ax.tick_params(labelsize=8.5, colors=INK)
         bar.ax.yaxis.label.set(size=9, color=INK)
-    figure.supxlabel("entries in the book", fontsize=9, color=INK)
-    figure.supylabel("place in the book", fontsize=9, color=INK)
+    figure.supxlabel(f"{units} in the {holder}", fontsize=9, color=INK)
+    figure.supylabel(f"place in the {holder}", fontsize=9, color=INK)
     _across(figure, banner)
     caption = (
-        "Exact match by where the asked-for entry stands in the book (down) and the number of entries (across), mean "
-        "over seeds. Right of the white line: past the sizes in training."
+        f"Exact match by where what is asked for stands in the {holder} (down) and the number of {units} (across), "
+        "mean over seeds. Right of the white line: past the sizes in training."
     )
     return Drawing(f"{task}-depth", figure, rows, caption)
 
@@ -356,9 +365,9 @@ def state(study: Study, task: str) -> Drawing:
                 )
         _bytes_axis(ax, [v for points in groups.values() for v in points])
         ax.set_ylim(-3, 105)
-        ax.set_title(f"{entries} entries", loc="left")
+        ax.set_title(f"{entries} {words(task).units}", loc="left")
         ax.set_xlabel("state bytes a sequence")
-    axes[0].set_ylabel("correct whole numbers, %")
+    axes[0].set_ylabel(f"correct {words(task).whole}, %")
     _key(figure, {run.arm: known[run.arm] for run in runs})
     _across(figure, banner)
     contexts = sorted({run.result["context"] for run in runs if run.result.get("context")})

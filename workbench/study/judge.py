@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import special
 
+from workbench.evaluate.interval import holm
 from workbench.study import statistics
-from workbench.study.collect import Run, Study
+from workbench.study.collect import Run, Study, words
 from workbench.study.statistics import CHECKPOINTS, Difference, Interval, Paired
 
 TRAINED = 0.95  # exact match on the smallest book, in every seed
@@ -190,7 +191,8 @@ def _trained(runs: list[Run], seeds: int) -> tuple[bool | None, int, list[str]]:
     if solved == seeds == len(found):
         return True, solved, []
     entries, worst = min(((min(s), s[min(s)].mean) for s in found), key=lambda pair: pair[1])
-    low = [f"exact match on {entries} entries is {100 * worst:.1f} % at worst ({100 * TRAINED:.0f} % needed)"]
+    units = words(runs[0].task).units
+    low = [f"exact match on {entries} {units} is {100 * worst:.1f} % at worst ({100 * TRAINED:.0f} % needed)"]
     return False, solved, low if worst < TRAINED else []
 
 
@@ -412,8 +414,8 @@ def _compared(study: Study, pairs: list[tuple[str, str, int | None, str, str]]) 
             for r in replicates(study, task)
         ]
         raw.append((task, measure, entries, first, second, *statistics.compare(seeds)))
-    items = statistics.holm([row[-2].p for row in raw])
-    seeded = iter(statistics.holm([row[-1].p for row in raw if row[-1]]))
+    items = holm([row[-2].p for row in raw])
+    seeded = iter(holm([row[-1].p for row in raw if row[-1]]))
     return [Comparison(*row, p, next(seeded) if row[-1] else None) for row, p in zip(raw, items, strict=True)]
 
 
@@ -526,7 +528,7 @@ def _with_twice_the_steps(study: Study, task: str, arms: list[str], entries: int
     if not changed:
         return ""
     return (
-        f"With {entries} entries twice the steps, one seed an arm, change {listed(changed)}: "
+        f"With {entries} {words(task).units} twice the steps, one seed an arm, change {listed(changed)}: "
         "what is said there holds for these steps alone."
     )
 
@@ -545,7 +547,8 @@ def _sentence(
     else:
         trained = study.select("result", task=task)[0].trained_entries
         past = entries > max(trained, default=0)
-        where = f"With {entries} entries in the book ({'past' if past else 'the most in'} training)"
+        units, holder, *_ = words(task)
+        where = f"With {entries} {units} in the {holder} ({'past' if past else 'the most in'} training)"
         what = "highest exact match"
     pairs = {frozenset((c.first, c.second)): c for c in rows}
     to_best = {arm: pairs[frozenset((best, arm))] for arm in others}
@@ -612,7 +615,7 @@ def _of_control(study: Study, c: Comparison) -> str:
         for arm in (c.first, c.second)
     ]
     found = f"{c.better} is ahead by {gap(c, c.better)} ({level(c)})" if c.better else "no difference is seen"
-    return f"Control, {c.entries} entries: {c.first} has {means[0]} and {c.second} {means[1]}; {found}."
+    return f"Control, {c.entries} {words(c.task).units}: {c.first} has {means[0]} and {c.second} {means[1]}; {found}."
 
 
 def level(comparison: Comparison) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from workbench.record import write_json, write_text
 from workbench.study import figures, judge
-from workbench.study.collect import Study, collect, study_json
+from workbench.study.collect import Study, collect, study_json, words
 from workbench.study.statistics import LEAST_SEEDS
 
 
@@ -95,9 +95,10 @@ def columns(study: Study, task: str) -> list[tuple[str, bool]]:
     sizes = table_sizes(study, task)
     heads = [("arm", False), ("parameters without embedding", True)]
     heads += [("training FLOPs a token", True), ("state", True), ("steps", True), ("seconds", True)]
-    heads += [(f"exact, {k} entries", True) for k in sizes]
+    units, _, _, part = words(task)
+    heads += [(f"exact, {k} {units}", True) for k in sizes]
     if sizes:
-        heads += [(f"digits, {sizes[-1]} entries", True), ("trained", True)]
+        heads += [(f"{part}, {sizes[-1]} {units}", True), ("trained", True)]
     if any(run.bits_per_byte for run in study.select("result", "control", task=task)):
         heads.append(("bits per byte", True))
     if any(run.same_groups for run in study.select("result", "control", task=task)):
@@ -172,7 +173,7 @@ def terminal_table(study: Study) -> str:
         heads = ["arm", "no embed.", "FLOPs/token", "state", "steps", "seconds"]
         heads += [f"exact, {k}" for k in sizes] + (["trained"] if sizes else [])
         picked = ["arm", "parameters without embedding", "training FLOPs a token", "state", "steps", "seconds"]
-        picked += [f"exact, {k} entries" for k in sizes] + (["trained"] if sizes else [])
+        picked += [f"exact, {k} {words(task).units}" for k in sizes] + (["trained"] if sizes else [])
         if any(name == "bits per byte" for name, _ in columns(study, task)):
             heads, picked = [*heads, "bits per byte"], [*picked, "bits per byte"]
         if any(name == "bits per byte, trained groups" for name, _ in columns(study, task)):
@@ -351,7 +352,7 @@ def _comparisons(study: Study, task: str) -> str:
         ahead = c.better
         p = c.p_checkpoints if c.difference is c.checkpoints else c.p_architectures
         verdict = f"{ahead} ahead, {judge.level(c)}" if ahead else "no difference seen"
-        what = f"exact match, {c.entries} entries" if c.measure == "exact_match" else "bits per byte"
+        what = f"exact match, {c.entries} {words(task).units}" if c.measure == "exact_match" else "bits per byte"
         lines.append(
             f'<tr class="{"" if ahead else "same"}"><td>{escape(what)}</td>'
             f"<td>{escape(c.first)} − {escape(c.second)}</td>"

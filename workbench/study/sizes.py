@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from workbench.config import RunConfig
+from workbench.config import RunConfig, task_name
 from workbench.count import count
 
 FLOPS = ("", "k", "M", "G", "T")
@@ -25,7 +25,7 @@ def rows(runs: Sequence[RunConfig], context: int = 4096) -> list[dict[str, Any]]
 
 
 def _row(run: RunConfig, with_task: bool, context: int) -> dict[str, Any]:
-    task = type(run.data).__name__.removesuffix("Config").lower()
+    task = task_name(run.data)
     counted = count(run.model, context)
     return {
         "name": f"{run.arm} ({task})" if with_task else run.arm,

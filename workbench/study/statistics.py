@@ -130,15 +130,6 @@ def compare(seeds: Sequence[tuple[Interval, Interval, Paired | None]]) -> tuple[
     return checkpoints, t._replace(low=min(t.low, items.low), high=max(t.high, items.high), p=max(t.p, p))
 
 
-def holm(p: Values) -> list[float]:
-    """p-values adjusted for their number; below 0.05 holds for all together. Source: Holm 1979, Scand. J. Stat. 6."""
-    adjusted, largest = [0.0] * len(p), 0.0
-    for rank, index in enumerate(sorted(range(len(p)), key=p.__getitem__)):
-        largest = max(largest, min(1.0, (len(p) - rank) * p[index]))
-        adjusted[index] = largest
-    return adjusted
-
-
 # ---- how many seeds
 
 

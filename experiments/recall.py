@@ -1,0 +1,76 @@
+"""Which architecture recalls: pairs to look up in context, and symbols to pick out of blanks and copy.
+
+Question: with equal data, steps, width and non-embedding parameters (within 2%), how do a Transformer, Mamba, Mamba-2
+    and a hybrid of Mamba-2 with one attention layer compare at multi-query associative recall and at selective copying,
+    at the trained sizes and past them?
+Command:  workbench run experiments/recall.py                (default)
+          workbench run experiments/recall.py --scale tiny   (seconds: does everything run?)
+          workbench run experiments/recall.py --tune         (learning rates, from one grid for all arms)
+Cost:     not measured yet.
+Answer:   none yet: neither tuned nor run.
+
+The arms are those of experiments/phonebook.py. Another kind of recall is an override: data.kind=copying, or induction.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from workbench.config import ModelConfig, OptimizerConfig, RecallConfig, RecallEvaluation, RunConfig, load_file
+
+SCALES = ("default", "tiny")
+KINDS = ("mqar", "selective-copying")
+PHONEBOOK = load_file(Path(__file__).with_name("phonebook.py"))
+ARMS, WIDTH = PHONEBOOK.ARMS, PHONEBOOK.WIDTH
+
+DATA = {
+    "default": {
+        "mqar": RecallConfig("mqar", symbols=128, sizes=(4, 8, 16), length=66, batch=16),
+        "selective-copying": RecallConfig("selective-copying", symbols=16, sizes=(4, 8, 16), length=81, batch=16),
+    },
+    "tiny": {
+        "mqar": RecallConfig("mqar", symbols=16, sizes=(2, 4), length=17, batch=4),
+        "selective-copying": RecallConfig("selective-copying", symbols=8, sizes=(2, 4), length=21, batch=4),
+    },
+}
+EXAM = {
+    "default": RecallEvaluation(sizes=(4, 8, 16, 32, 64), documents=256),
+    "tiny": RecallEvaluation(sizes=(2, 4, 8), documents=8, queries=2),
+}
+STEPS = {"default": 10_000, "tiny": 4}
+SEEDS = {"default": (1, 2, 3), "tiny": (1,)}
+RATES = {"mqar": 5e-3, "selective-copying": 5e-3}  # not tuned yet
+GRID = (2e-3, 5e-3, 1e-2, 2e-2)
+TUNING_SEEDS = (101, 102)
+
+
+def runs(scale: str = "default") -> list[RunConfig]:
+    """Every arm at every seed; arms of one seed share data and documents."""
+    return [run(scale, kind, arm, seed) for kind in KINDS for seed in SEEDS[scale] for arm in ARMS]
+
+
+def tuning(scale: str = "default") -> list[RunConfig]:
+    """One grid of learning rates for every arm, on seeds that are not reported."""
+    return [
+        replace(run(scale, kind, arm, seed, rate), role="tuning", evaluate_every=0)
+        for kind in KINDS
+        for seed in TUNING_SEEDS
+        for rate in GRID
+        for arm in ARMS
+    ]
+
+
+def run(scale: str, kind: str, arm: str, seed: int, rate: float | None = None) -> RunConfig:
+    pattern, symbols = ARMS[arm]
+    data, steps = DATA[scale][kind], STEPS[scale]
+    return RunConfig(
+        study="recall",
+        arm=arm,
+        model=ModelConfig(pattern, WIDTH, data.vocabulary, symbols),
+        data=replace(data, seed=seed),
+        evaluation=EXAM[scale],
+        optimizer=OptimizerConfig(learning_rate=rate or RATES[kind]),
+        seed=seed,
+        steps=steps,
+        evaluate_every=steps // 4,
+        checkpoint_every=steps // 2,
+    )

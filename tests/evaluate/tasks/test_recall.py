@@ -1,0 +1,74 @@
+import re
+
+import pytest
+
+from workbench.data.tokenizer import Bytes
+from workbench.evaluate.tasks.item import Answer
+from workbench.evaluate.tasks.recall import BLANKS, KINDS, Recall
+
+GOLDEN = {
+    "pairs": ("hall: paint\nbucket: gem\nmarket: snow\nbed: wall\nbed:", "wall"),
+    "copying": (
+        "Words: garden ship anchor brother\nThe same words again:",
+        "garden ship anchor brother",
+    ),
+    "selective-copying": (
+        "Words: ... ... radio ... ... ... ... ... ... ... ... arch ... car ... cloud\nThe same words without dots:",
+        "radio arch car cloud",
+    ),
+    "induction": ("creek rail couch fence rail", "couch"),
+}
+
+
+def answered(kind, prompt):
+    """What a reader of the prompt alone would answer."""
+    if kind == "pairs":
+        *pairs, asked = prompt.split("\n")
+        return dict(pair.split(": ") for pair in pairs)[asked.removesuffix(":")]
+    if kind == "induction":
+        *words, last = prompt.split()
+        return words[words.index(last) + 1]
+    return " ".join(word for word in prompt.split("\n")[0].split()[1:] if word != "...")
+
+
+def test_golden_items_byte_for_byte():
+    for kind in KINDS:
+        item = Recall(kind, 4).item(0, Bytes())
+        assert (item.prompt, *item.references) == GOLDEN[kind]
+        assert item.choices == (f" {item.references[0]}",)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_prompt_says_the_answer(kind):
+    for size in (2, 16, 286):
+        for index in range(5):
+            item = Recall(kind, size).item(index, Bytes())
+            assert answered(kind, item.prompt) == item.references[0]
+            words = re.findall(r"[a-z]+", item.prompt.removesuffix(item.prompt.split("\n")[-1]))
+            assert len(set(words)) == len(words)
+
+
+def test_words_to_copy_selectively_stand_among_blanks():
+    item = Recall("selective-copying", 8).item(3, Bytes())
+    assert item.prompt.count("...") == 8 * BLANKS
+
+
+def test_answers_are_scored_whole_and_word_by_word():
+    task = Recall("copying", 4)
+    item = task.item(0, Bytes())
+
+    def score(text):
+        return task.score(item, Answer(text, (-2.0,)))
+
+    assert score(" garden ship anchor brother")["exact_match"] == 1
+    assert score(" garden ship brother anchor") == {"exact_match": 0, "word_accuracy": 0.5, "log_probability": -2}
+    assert score(" garden ship anchor brother too")["exact_match"] == 0
+    task = Recall("induction", 4)
+    assert task.score(task.item(0, Bytes()), Answer(" couch fence", (-2.0,)))["exact_match"] == 1
+
+
+def test_what_cannot_be_asked_is_refused():
+    with pytest.raises(ValueError, match="did you mean 'copying'"):
+        Recall("coping")
+    with pytest.raises(ValueError, match="size is 287; give 2 to 286"):
+        Recall(size=287)

@@ -1,0 +1,258 @@
+import json
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+from workbench.command import main
+from workbench.config import AttentionConfig, Mamba2Config, ModelConfig
+from workbench.data.tokenizer import Bytes
+from workbench.evaluate import score as scores
+from workbench.evaluate import suite
+from workbench.evaluate.compare import compare, mcnemar, paired, sentences
+from workbench.evaluate.interval import clustered
+from workbench.evaluate.score import Subject, generate_until, loglikelihood
+from workbench.evaluate.tasks.item import Answer, Item
+from workbench.evaluate.tasks.phonebook import Phonebook
+from workbench.evaluate.tasks.recall import Recall
+from workbench.evaluate.tasks.ruler import Ruler
+from workbench.model.language_model import create
+
+SYMBOLS = {"M": Mamba2Config(state=4, head_dim=8), "*": AttentionConfig(heads=2)}
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Items in clusters of two, half of which an oracle gets right."""
+
+    count: int = 10
+    shift: int = 0
+
+    @property
+    def name(self):
+        return "sums"
+
+    def __len__(self):
+        return self.count
+
+    def item(self, index, tokenizer):
+        if index >= 1000:
+            raise ValueError("no such item")
+        total = str(index + self.shift)
+        return Item(f"é{index}+{self.shift}=", (total,), (total,), ("\n",), 4, 0.1, f"pair {index // 2}")
+
+    def score(self, item, answer):
+        return {"exact": float(answer.completion == item.references[0]), "nats": answer.log_probabilities[0]}
+
+
+@pytest.fixture(scope="module")
+def subject():
+    return Subject(create(ModelConfig("M*", 16, 257, SYMBOLS), 0), Bytes())
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Prompts that an oracle was asked, which stands in for the model; it is right about even pairs."""
+    prompts = []
+
+    def answers(subject, items, batch):
+        prompts.extend(item.prompt for item in items)
+        for item in items:
+            yield {
+                "completion": item.references[0] if int(item.cluster.split()[1]) % 2 == 0 else "?",
+                "log_probabilities": [-1.0 - len(item.prompt)],
+                "straddles": False,
+                "prompt_tokens": 3,
+                "tokens_generated": 1,
+                "seconds": 0.5,
+            }
+
+    monkeypatch.setattr(suite, "_asked", answers)
+    return prompts
+
+
+def test_every_item_is_stored_with_what_was_asked_answered_and_found(subject, tmp_path):
+    """By the real model, against the three questions asked directly."""
+    task = Recall("pairs", 4, count=2)
+    result = suite.evaluate(subject, [task], tmp_path)[task.name]
+    assert "error" not in result, result
+    rows = pyarrow.parquet.read_table(tmp_path / f"{task.name}.parquet").to_pylist()
+    items = [task.item(index, Bytes()) for index in range(2)]
+    assert [(row["task"], row["item"]) for row in rows] == [(task.name, 0), (task.name, 1)]
+    prompts = [item.prompt for item in items]
+    written = generate_until(subject, prompts, ["\n"], 16)
+    likely = loglikelihood(subject, [(item.prompt, item.choices[0]) for item in items])
+    for row, item, text, score in zip(rows, items, written, likely, strict=True):
+        assert (row["prompt"], row["references"], row["cluster"]) == (
+            item.prompt,
+            [*item.references],
+            f"item {row['item']}",
+        )
+        assert row["completion"] == text.text and row["tokens_generated"] == len(text.tokens) <= 16
+        assert row["prompt_tokens"] == len(item.prompt) + 1 and row["facts"] == item.facts
+        np.testing.assert_allclose(row["log_probabilities"], [score.log_probability], atol=1e-4)
+        assert row["metrics"] == task.score(item, Answer(row["completion"], tuple(row["log_probabilities"])))
+    assert (result["items"], result["clusters"]) == (2, 2)
+    assert json.loads((tmp_path / "results.json").read_text())[task.name] == result
+
+
+def test_a_summary_is_clustered_and_held_against_chance(subject, asked, tmp_path):
+    found = suite.evaluate(subject, [Sums(60)], tmp_path)["sums"]
+    assert found["metrics"]["exact"] == clustered([2, 0] * 15, [2] * 30)._asdict()
+    assert not found["at_chance"] and found["chance"] == pytest.approx(0.1)
+    low = suite.evaluate(subject, [Sums(4)], tmp_path)["sums"]
+    assert low["at_chance"] and low["clusters"] == 2
+    assert "(0.500 [" in suite.table({"sums": low}) and "at chance, 0.100" in suite.table({"sums": low})
+
+
+def test_one_cluster_has_no_interval(subject, asked, tmp_path):
+    found = suite.evaluate(subject, [Sums(2)], tmp_path)["sums"]
+    assert found["metrics"]["exact"] == {"mean": 1.0, "low": None, "high": None} and found["at_chance"] is None
+    assert "1.000" in suite.table({"sums": found})
+
+
+def test_a_killed_evaluation_keeps_its_finished_items(subject, asked, tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "LOT", 2)
+    whole = suite._asked
+
+    def dies(subject, items, batch):
+        if len(asked) >= 6:
+            raise KeyboardInterrupt
+        yield from whole(subject, items, batch)
+
+    monkeypatch.setattr(suite, "_asked", dies)
+    with pytest.raises(KeyboardInterrupt):
+        suite.evaluate(subject, [Sums()], tmp_path)
+    with (tmp_path / "sums.jsonl").open("a") as log:
+        log.write('{"item": 6, "dig')  # cut short
+    monkeypatch.setattr(suite, "_asked", whole)
+    resumed = suite.evaluate(subject, [Sums()], tmp_path)["sums"]
+    assert len(asked) == len(set(asked)) == 10
+    asked.clear()
+    assert resumed == suite.evaluate(subject, [Sums()], tmp_path / "anew")["sums"]
+
+
+def test_more_items_ask_only_those_and_changed_items_are_asked_anew(subject, asked, tmp_path):
+    suite.evaluate(subject, [Sums(6)], tmp_path)
+    asked.clear()
+    suite.evaluate(subject, [Sums(10)], tmp_path)
+    assert len(asked) == 4
+    asked.clear()
+    suite.evaluate(subject, [Sums(10)], tmp_path)
+    assert not asked
+    suite.evaluate(subject, [Sums(10, shift=1)], tmp_path)
+    assert len(asked) == 10
+
+
+def test_a_task_that_fails_leaves_the_others_unharmed(subject, asked, tmp_path):
+    (tmp_path / "bad.jsonl").write_text("{\n")
+    tasks = [*suite.tasks([str(tmp_path / "bad.jsonl")]), Ruler("vt", 64), Sums(4), replace(Sums(0))]
+    tasks[-1] = type("None_", (Sums,), {"name": "nothing"})(0)
+    found = suite.evaluate(subject, tasks, tmp_path / "items")
+    assert "bad.jsonl, line 1 is no JSON" in found["bad-letter"]["error"]
+    assert "tokens at its shortest" in found["ruler-vt-64"]["error"]
+    assert found["nothing"] == {"error": "the task has no items"}
+    assert found["sums"]["items"] == 4
+    assert "failed" in suite.table(found)
+
+
+def test_suites_are_named_and_the_nearest_is_said():
+    assert [task.name for task in suite.tasks(["recall"])] == [task.name for task in suite.SUITES["recall"]]
+    with pytest.raises(ValueError, match="no suite 'ruler-smal'; did you mean 'ruler-small'"):
+        suite.tasks(["phonebook", "ruler-smal"])
+    with pytest.raises(ValueError, match="no suite given"):
+        suite.tasks([])
+
+
+def test_overrides_change_the_tasks_that_have_the_field():
+    found = suite.tasks(["phonebook", "recall"], ["entries=7", "count=3"])
+    assert all(len(task) == 3 for task in found)
+    assert [task for task in found if isinstance(task, Phonebook)] == [
+        Phonebook(7, count=3),
+        Phonebook(7, order="reversed", count=3),
+    ]
+    with pytest.raises(ValueError, match="did you mean 'entries'"):
+        suite.tasks(["phonebook", "recall"], ["entrys=7"])
+
+
+def test_items_are_kept_apart_by_weights_and_tokenizer(subject, tmp_path):
+    other = Subject(create(ModelConfig("M*", 16, 257, SYMBOLS), 1), Bytes())
+    assert suite.place(subject, tmp_path) == suite.place(subject, tmp_path) != suite.place(other, tmp_path)
+
+
+def test_a_tokenizer_of_another_model_is_refused(subject, tmp_path):
+    larger = type("Larger", (Bytes,), {"vocabulary": 300})()
+    with pytest.raises(ValueError, match="it is not the one that the model was trained with"):
+        suite.evaluate(Subject(subject.model, larger), [Recall()], tmp_path)
+
+
+def test_mcnemar_is_the_exact_binomial_test():
+    for one, other in ((0, 0), (5, 0), (3, 9), (20, 11), (7, 7)):
+        both = one + other
+        tail = sum(math.comb(both, k) for k in range(min(one, other) + 1)) / 2**both
+        assert mcnemar(one, other) == mcnemar(other, one) == pytest.approx(min(1, 2 * tail))
+
+
+def test_two_runs_are_compared_item_by_item():
+    rng = np.random.default_rng(0)
+    items = 400
+    a, b = rng.random(items) < 0.7, rng.random(items) < 0.4
+    each = [str(index) for index in range(items)]
+    far = paired("task", "exact", a.astype(float), b.astype(float), each)
+    assert far.p < 1e-6 and far.low < far.first - far.second < far.high
+    assert "the first is ahead" in sentences([far])[0]
+    same = paired("task", "exact", a.astype(float), a.astype(float), each)
+    assert same.needed is None and sentences([same]) == [
+        f"task: exact {a.mean():.3f} and {a.mean():.3f}, +0.000 [+0.000, +0.000], p = 1: no difference seen"
+    ]
+
+
+def test_the_needed_items_would_show_the_difference_four_times_of_five():
+    """The two differ by 5 points; at the number that is said, the test is significant in about 80% of trials."""
+    rng = np.random.default_rng(1)
+
+    def drawn(items):
+        kind = rng.choice(3, items, p=[0.125, 0.075, 0.8])  # only the first right, only the second, both alike
+        return (kind == 0) + 0.0, (kind == 1) + 0.0
+
+    a, b = np.repeat([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]], [25, 15, 160], axis=0).T
+    small = paired("task", "exact", a, b, [str(i) for i in range(200)])
+    assert small.p > 0.05 and "no difference seen; one of this size would take about" in sentences([small])[0]
+    found = [paired("", "", *drawn(small.needed), [str(i) for i in range(small.needed)]).p < 0.05 for _ in range(300)]
+    assert abs(np.mean(found) - 0.8) < 4 * math.sqrt(0.16 / 300)
+
+
+def test_items_of_one_cluster_count_as_one_in_a_comparison():
+    a, b = np.array([1.0, 1.0, 0.0, 1.0, 0.0, 1.0]), np.array([0.0, 1.0, 0.0, 0.0, 1.0, 0.0])
+    alone = paired("", "", a + 0.5, b, list("abcdef"))  # not 0 or 1, so no McNemar
+    five = paired("", "", np.repeat(a, 5) + 0.5, np.repeat(b, 5), [c for c in "abcdef" for _ in range(5)])
+    np.testing.assert_allclose((alone.low, alone.high, alone.p), (five.low, five.high, five.p), rtol=1e-12)
+
+
+def test_different_questions_are_never_compared(subject, asked, tmp_path):
+    one, two, three = tmp_path / "one", tmp_path / "two", tmp_path / "three"
+    for folder, task in ((one, Sums(6)), (two, Sums(6)), (three, Sums(6, shift=1))):
+        suite.evaluate(subject, [task], folder)
+    assert compare(one, two, "sums").needed is None
+    assert compare(one, tmp_path, "sums") is None
+    with pytest.raises(ValueError, match="not asked the same"):
+        compare(one, three, "sums")
+
+
+def test_the_command_prints_a_line_a_task_and_compares_two_runs(subject, asked, tmp_path, monkeypatch, capsys):
+    other = Subject(create(ModelConfig("M*", 16, 257, SYMBOLS), 1), Bytes())
+    monkeypatch.setattr(scores, "subject", lambda folder, step: {"a": subject, "b": other}[folder.name])
+    monkeypatch.setattr(suite, "SUITES", {"sums": (Sums(6),)})
+    (tmp_path / "bad.jsonl").write_text("{}\n")
+    folders = [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert main(["evaluate", *folders, "--suite", "sums"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("sums  exact (0.667 [") == 2 and out.splitlines()[-1].startswith("sums: exact 0.667 and 0.667")
+    (kept,) = (tmp_path / "a" / "suite").iterdir()
+    assert len(suite.read_items(kept / "sums.parquet")) == 6
+    assert main(["evaluate", folders[0], "count=2", "--suite", f"sums,{tmp_path}/bad.jsonl"]) == 1
+    assert 'bad.jsonl, line 1 has no "question"' in capsys.readouterr().out
+    assert main(["evaluate", folders[0], "--suite", "sum"]) == 2
+    assert "no suite 'sum'; did you mean 'sums'" in capsys.readouterr().err

@@ -1,0 +1,95 @@
+"""Two models on the same items: is one better, or is no difference seen, and how many items would show it?
+
+It speaks of these two checkpoints. What it would say of architectures needs seeds, and is a study's to say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+
+from workbench.evaluate.interval import clustered_mean, holm, normal_quantile, t_quantile
+from workbench.evaluate.suite import read_items
+
+SURE = 0.05  # of p
+POWER = 0.8  # that the needed items would show the difference
+
+
+class Comparison(NamedTuple):
+    """first - second of a task's first metric, over the items that both were asked.
+
+    p: exact McNemar where answers are right or wrong and each item stands alone, else Student's t over clusters.
+    needed: items at which a difference as large as this one would be seen, as often as POWER; None if it is zero.
+    """
+
+    task: str
+    metric: str
+    items: int
+    first: float
+    second: float
+    low: float
+    high: float
+    p: float
+    needed: int | None
+
+
+def compare(first: Path, second: Path, task: str) -> Comparison | None:
+    """Of the items kept in two folders (workbench.evaluate.suite.place); None where one has no answers to the
+    task, or these come in one cluster.
+
+    Raises ValueError where they were asked different things.
+    """
+    a, b = (read_items(folder / f"{task}.parquet") for folder in (first, second))
+    if not a or not b or len({row["cluster"] for row in a}) < 2:
+        return None
+    if [row["digest"] for row in a] != [row["digest"] for row in b]:
+        raise ValueError(
+            f"{task}: the two were not asked the same {len(a)} and {len(b)} items, so they cannot be compared one by "
+            "one (prompts made to a length in tokens differ with the tokenizer)"
+        )
+    metric = next(iter(a[0]["metrics"]))
+    pairs = np.array([(x["metrics"][metric], y["metrics"][metric]) for x, y in zip(a, b, strict=True)])
+    return paired(task, metric, *pairs.T, [row["cluster"] for row in a])
+
+
+def paired(task: str, metric: str, a: np.ndarray, b: np.ndarray, clusters: Sequence[str]) -> Comparison:
+    """The comparison of two scores an item. Raises ValueError below two clusters."""
+    _, cluster = np.unique(clusters, return_inverse=True)
+    items = np.bincount(cluster)
+    mean, low, high = clustered_mean(np.bincount(cluster, a - b), items)
+    error = (high - mean) / t_quantile(0.95, len(items) - 1)
+    if set(np.unique([a, b])) <= {0.0, 1.0} and len(items) == len(a):
+        p = mcnemar(int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum()))
+    elif error:
+        p = 2 * float(special.stdtr(len(items) - 1, -abs(mean) / error))
+    else:
+        p = float(mean == 0)
+    wanted = (normal_quantile(1 - SURE) + float(special.ndtri(POWER))) * error
+    needed = math.ceil(len(a) * (wanted / mean) ** 2) if mean else None
+    return Comparison(task, metric, len(a), float(a.mean()), float(b.mean()), low, high, p, needed)
+
+
+def mcnemar(one: int, other: int) -> float:
+    """Exact two-sided p of `one` items that only the first had right and `other` that only the second had right."""
+    least, both = min(one, other), one + other
+    return min(1.0, 2 * float(special.bdtr(least, both, 0.5))) if both else 1.0
+
+
+def sentences(found: Sequence[Comparison | None]) -> list[str]:
+    """A line a comparison, p adjusted by Holm for their number."""
+    known = [each for each in found if each is not None]
+    out = []
+    for each, p in zip(known, holm([each.p for each in known]), strict=True):
+        gap = f"{each.first - each.second:+.3f} [{each.low:+.3f}, {each.high:+.3f}], p = {p:.2g}"
+        if p < SURE:
+            said = f"the {'first' if each.first > each.second else 'second'} is ahead"
+        else:
+            said = "no difference seen"
+            said += f"; one of this size would take about {each.needed:,} items" if each.needed else ""
+        out.append(f"{each.task}: {each.metric} {each.first:.3f} and {each.second:.3f}, {gap}: {said}")
+    return out

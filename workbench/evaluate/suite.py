@@ -1,0 +1,270 @@
+"""Runs tasks over a model with a tokenizer, item by item, and keeps every item beside the run.
+
+    RUN/suite/1a2b3c4d/    of one checkpoint with its tokenizer, by their hash
+        TASK.parquet       a row an item: prompt, raw completion, likelihoods, metrics
+        results.json       each task's metrics with their intervals, or why it failed
+
+What was answered is never asked again: of an evaluation that was killed, the finished items stay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from workbench.config import UnknownName, nearest, override
+from workbench.data.tokenizer import checksum
+from workbench.evaluate.interval import clustered, clustered_mean
+from workbench.evaluate.score import BATCH, Subject, generate_until, loglikelihood
+from workbench.evaluate.tasks import choices, phonebook, recall, ruler
+from workbench.evaluate.tasks.item import Answer, Item, Task
+from workbench.model.names import named
+from workbench.record import add_row, read_json, read_rows, write_json, write_text
+from workbench.train.checkpoint import weights_hash
+
+SUITES: dict[str, tuple[Task, ...]] = {
+    "phonebook": tuple(phonebook.Phonebook(n, order=order) for order in phonebook.ORDERS for n in (4, 8, 16, 32, 64)),
+    "recall": tuple(recall.Recall(kind, n) for kind in recall.KINDS for n in (4, 8, 16, 32)),
+    "ruler-small": tuple(ruler.Ruler(kind, 2**n) for n in range(8, 12) for kind in ruler.KINDS),
+    "ruler": tuple(ruler.Ruler(kind, 2**n) for n in range(12, 18) for kind in ruler.KINDS),
+}
+LOT = 32  # items that are asked between two saves
+SUFFIX = ".jsonl"
+
+
+def tasks(names: Sequence[str], overrides: Sequence[str] = ()) -> list[Task]:
+    """The tasks of suites, and of files of multiple-choice questions (.jsonl), with overrides in those that have the
+    field.
+
+    Raises ValueError for an unknown suite, naming the nearest, and for an override that no task has.
+    """
+    found: list[Task] = []
+    for name in names:
+        if name.endswith(SUFFIX):
+            found += [choices.Choices(name, form) for form in choices.FORMS]
+        elif name in SUITES:
+            found += SUITES[name]
+        else:
+            raise ValueError(f"no suite {name!r}; {nearest(name, SUITES)}, or a file of questions ({SUFFIX})")
+    if not found:
+        raise ValueError(f"no suite given; {nearest('', SUITES)}, or a file of questions ({SUFFIX})")
+    for assignment in overrides:
+        missing: list[UnknownName] = []
+        for place, task in enumerate(found):
+            try:
+                found[place] = override(task, assignment)
+            except UnknownName as error:
+                missing.append(error)
+        if len(missing) == len(found):
+            raise next((error for error in missing if "did you mean" in str(error)), missing[0])
+    found = list(dict.fromkeys(found))  # an override may have made two tasks one
+    names = [task.name for task in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise ValueError(f"two tasks are called {twice!r}; give files of different names")
+    return found
+
+
+def place(subject: Subject, run: Path | str) -> Path:
+    """Where the items of this model with this tokenizer are kept."""
+    weights = weights_hash({name: np.asarray(leaf) for name, leaf in named(subject.model).items()})
+    key = hashlib.sha256(f"{weights} {checksum(subject.tokenizer)}".encode()).hexdigest()[:8]
+    return Path(run) / "suite" / key
+
+
+def evaluate(
+    subject: Subject, tasks: Sequence[Task], folder: Path, *, batch: int = BATCH, progress: bool = False
+) -> dict[str, dict]:
+    """The results by task: `summary`, or {"error": why} of one that failed, which leaves the others as they are.
+
+    Raises ValueError if the tokenizer is not the model's, and if pyarrow, which keeps the items, is not there.
+    """
+    _pyarrow()
+    subject.check()
+    folder.mkdir(parents=True, exist_ok=True)
+    results = read_json(folder / "results.json") or {}
+    with tqdm(total=sum(map(_size, tasks)), unit="item", disable=not progress) as bar:
+        for task in tasks:
+            bar.set_description(task.name)
+            done = bar.n + _size(task)
+            try:
+                results[task.name] = ask(subject, task, folder, batch, bar)
+            except Exception as error:  # whatever is wrong with one task
+                why = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+                results[task.name] = {"error": why}
+            bar.update(done - bar.n)
+            write_json(folder / "results.json", results)
+    return {task.name: results[task.name] for task in tasks}
+
+
+def _size(task: Task) -> int:
+    """Items, 0 where the file that they come from cannot be read: asking them says why."""
+    try:
+        return len(task)
+    except (ValueError, OSError):
+        return 0
+
+
+def ask(subject: Subject, task: Task, folder: Path, batch: int = BATCH, bar: tqdm | None = None) -> dict[str, Any]:
+    """Asks the items that have no answer yet, keeps all as parquet, and gives their summary."""
+    if not len(task):
+        raise ValueError("the task has no items")
+    items = [task.item(index, subject.tokenizer) for index in range(len(task))]
+    digests = [digest(item) for item in items]
+    log, kept = folder / f"{task.name}{SUFFIX}", folder / f"{task.name}.parquet"
+    rows = {row["item"]: row for row in [*_answers(kept), *read_rows(log)]}
+    rows = {index: row for index, row in rows.items() if index < len(items) and row["digest"] == digests[index]}
+    if log.exists():  # its last line may have been cut short
+        write_text(log, "".join(json.dumps(row) + "\n" for row in rows.values()))
+    missing = [index for index in range(len(items)) if index not in rows]
+    if bar is not None:
+        bar.update(len(items) - len(missing))
+    for first in range(0, len(missing), LOT):
+        lot = missing[first : first + LOT]
+        for index, answer in zip(lot, _asked(subject, [items[index] for index in lot], batch), strict=True):
+            rows[index] = {"item": index, "digest": digests[index], **answer}
+            add_row(log, rows[index])
+        if bar is not None:
+            bar.update(len(lot))
+    table = [
+        {
+            "task": task.name,
+            **rows[index],
+            **{name: _plain(value) for name, value in item._asdict().items() if name not in ("stop", "tokens")},
+            "cluster": item.cluster or f"item {index}",
+            "metrics": task.score(item, Answer(rows[index]["completion"], tuple(rows[index]["log_probabilities"]))),
+        }
+        for index, item in enumerate(items)
+    ]
+    _write(kept, table)
+    log.unlink(missing_ok=True)
+    return summary(table)
+
+
+def digest(item: Item) -> str:
+    """Of everything that is asked and how; the same on every machine."""
+    plain = {name: _plain(value) for name, value in item._asdict().items()}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return dict(value) or None if hasattr(value, "keys") else value
+
+
+def _asked(subject: Subject, items: Sequence[Item], batch: int) -> Iterator[dict[str, Any]]:
+    """The raw answers of a lot: the three questions come down to two, for a text is a continuation of nothing."""
+    begun = time.perf_counter()
+    wanted = [index for index, item in enumerate(items) if item.tokens]
+    completions = {}
+    for stop, room in sorted({(items[index].stop, items[index].tokens) for index in wanted}):
+        lot = [index for index in wanted if (items[index].stop, items[index].tokens) == (stop, room)]
+        given = generate_until(subject, [items[index].prompt for index in lot], stop, room, batch=batch)
+        completions |= dict(zip(lot, given, strict=True))
+    pairs = [(item.prompt, choice) for item in items for choice in item.choices]
+    scores = iter(loglikelihood(subject, pairs, batch=batch))
+    found = [[next(scores) for _ in item.choices] for item in items]
+    lengths = [len(each.ids) + 1 for each in subject.tokenizer.encode([item.prompt.encode() for item in items])]
+    seconds = (time.perf_counter() - begun) / len(items)
+    for index, (of_choices, length) in enumerate(zip(found, lengths, strict=True)):
+        completion = completions.get(index)
+        yield {
+            "completion": completion.text if completion else "",
+            "log_probabilities": [score.log_probability for score in of_choices],
+            "straddles": any(score.straddles for score in of_choices),
+            "prompt_tokens": length,
+            "tokens_generated": len(completion.tokens) if completion else 0,
+            "seconds": seconds,
+        }
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Each metric's mean with its 95% interval, clustered; the first is held against chance.
+
+    at_chance: the interval holds chance, so that the score says nothing; None where one cluster gives no interval.
+    """
+    _, cluster = np.unique([row["cluster"] for row in rows], return_inverse=True)
+    asked = np.bincount(cluster)
+    metrics = {}
+    for name in rows[0]["metrics"]:
+        values = np.array([row["metrics"][name] for row in rows], float)
+        totals = np.bincount(cluster, values)
+        share = values.min() >= 0 and values.max() <= 1
+        if len(asked) < 2:
+            metrics[name] = {"mean": float(values.mean()), "low": None, "high": None}
+        else:
+            metrics[name] = (clustered if share else clustered_mean)(totals, asked)._asdict()
+    first = next(iter(metrics.values()))
+    chance = float(np.mean([row["chance"] for row in rows]))
+    return {
+        "items": len(rows),
+        "clusters": len(asked),
+        "digest": hashlib.sha256("".join(row["digest"] for row in rows).encode()).hexdigest()[:16],
+        "chance": chance,
+        "at_chance": None if first["low"] is None else first["low"] <= chance <= first["high"],
+        "straddles": sum(row["straddles"] for row in rows),
+        "metrics": metrics,
+    }
+
+
+def table(results: dict[str, dict]) -> str:
+    """A line a task: its first metric, which stands in brackets where it cannot be told from chance."""
+    lines = []
+    for name, found in results.items():
+        if "error" in found:
+            lines.append((name, "failed", found["error"]))
+            continue
+        metric, share = next(iter(found["metrics"].items()))
+        text = f"{share['mean']:.3f}"
+        if share["low"] is not None:
+            text += f" [{share['low']:.3f}, {share['high']:.3f}]"
+        noted = f"{found['items']} items"
+        if found["at_chance"]:
+            text, noted = f"({text})", f"{noted}; at chance, {found['chance']:.3f}"
+        lines.append((name, f"{metric} {text}", noted))
+    widths = [max((len(line[column]) for line in lines), default=0) for column in range(2)]
+    return "\n".join(f"{a.ljust(widths[0])}  {b.ljust(widths[1])}  {c}" for a, b, c in lines)
+
+
+# ---- items on the disk
+
+
+def _pyarrow():
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise ValueError(
+            "items are kept as parquet, which needs the package pyarrow; install the extra data: "
+            "pip install 'architecture-workbench[data]'"
+        ) from None
+    return pyarrow
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Whole or not at all."""
+    pyarrow = _pyarrow()
+    part = path.with_name(f".{path.name}.part")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), part)
+    part.replace(path)
+
+
+def read_items(path: Path | str) -> list[dict[str, Any]]:
+    """A task's items as they were written, [] if the file is not there."""
+    return _pyarrow().parquet.read_table(path).to_pylist() if Path(path).exists() else []
+
+
+ANSWERED = ("item", "digest", "completion", "log_probabilities", "straddles")
+ANSWERED += ("prompt_tokens", "tokens_generated", "seconds")
+
+
+def _answers(path: Path) -> list[dict[str, Any]]:
+    """What was answered, without what follows from the item."""
+    return [{name: row[name] for name in ANSWERED} for row in read_items(path)]
