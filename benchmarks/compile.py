@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import time
+from datetime import date
 from pathlib import Path
 
 import jax
@@ -57,7 +58,9 @@ def main() -> None:
             )
     if arguments.json:
         machine = {"processor": processor(), "cores": cpus(), "load": os.getloadavg(), "jax": jax.__version__}
-        arguments.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+        arguments.json.write_text(
+            json.dumps({"date": date.today().isoformat(), "machine": machine, "rows": rows}, indent=1) + "\n"
+        )
 
 
 def measure(pattern: str) -> dict:

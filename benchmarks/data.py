@@ -14,6 +14,7 @@ import json
 import os
 import tempfile
 import time
+from datetime import date
 from pathlib import Path
 
 import jax
@@ -42,6 +43,7 @@ def main() -> None:
     runs = [run for run in load("experiments/phonebook.py").runs if hasattr(run.data, "sources")]
     with tempfile.TemporaryDirectory() as folder:
         record = {
+            "date": date.today().isoformat(),
             "machine": {
                 "processor": processor(), "cores": cpus(), "load": os.getloadavg(), "jax": jax.__version__
             },

@@ -14,6 +14,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 import jax
@@ -56,7 +57,9 @@ def main() -> None:
             "load": os.getloadavg(),
             "jax": jax.__version__,
         }
-        arguments.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+        arguments.json.write_text(
+            json.dumps({"date": date.today().isoformat(), "machine": machine, "rows": rows}, indent=1) + "\n"
+        )
 
 
 def line(row: dict, ours: dict) -> str:
