@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
+from workbench_kernels import platform
+from workbench_kernels.mesh import divide
 
 from workbench import pattern as patterns
 from workbench.config import LayerConfig, ModelConfig
@@ -92,10 +94,11 @@ class LanguageModel(nnx.Module):
         x = self.embedding[...][tokens].astype(self.config.dtype)  # in this order, gradients add up in float32
         periods = jax.tree.leaves(self.layers[0])[0].shape[0]
         if unroll is None:
-            unroll = periods == 1 or (jax.default_backend() == "cpu" and periods * len(self.layers) <= UNROLLED)
+            unroll = periods == 1 or (platform() == "cpu" and periods * len(self.layers) <= UNROLLED)
 
         def call(layer, x, before, where):
-            return layer(x, before, where)
+            x, state, aux = layer(divide(x, "BTD"), before, where)
+            return divide(x, "BTD"), state, aux
 
         keep = {"products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "all": None}
         called = call if remat == "none" else jax.checkpoint(call, policy=keep[remat])
