@@ -8,7 +8,7 @@ import pytest
 from workbench import __version__
 from workbench.command import main
 
-COMMANDS = ("run", "report", "status", "seeds", "diff", "sizes", "evaluate", "check")
+COMMANDS = ("run", "report", "status", "seeds", "diff", "sizes", "plan", "evaluate", "check")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
