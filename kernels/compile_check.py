@@ -195,7 +195,6 @@ def run(chosen: list[int]) -> str:
     """The log of a process that compiles these cases: XLA tells ptxas' report there and nowhere else."""
     wheels = Path(sys.prefix).glob("lib/python*/site-packages/nvidia/*/bin")  # where a ptxas may have been installed
     names = {
-        "JAX_PLATFORMS": "cpu",  # the CUDA plugin registers, and looks for no GPU
         "TF_CPP_MIN_LOG_LEVEL": "0",
         "TF_CPP_VMODULE": "subprocess_compilation=5",
         "MOSAIC_GPU_DUMP_RESOURCES": "1",
@@ -230,13 +229,12 @@ def found(case: Case, log: str) -> Found:
 def compile_case(index: int) -> None:
     import jax
     import numpy as np
-    from jax.experimental import topologies
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
+    from workbench_kernels.elsewhere import h100s
 
     case = CASES[index]
     function, shapes = globals()[case.build](*case.arguments)
-    topology = topologies.get_topology_desc("h100", "cuda", topology="1x1x1", target_config=H100)
-    here = NamedSharding(Mesh(np.array(topology.devices), ("one",)), PartitionSpec())
+    here = NamedSharding(Mesh(np.array(h100s(1, 1)), ("one",)), PartitionSpec())
     shapes = [jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=here) for s in shapes]
     print(f"\n=== {index}", flush=True)
     with jax.sharding.use_abstract_mesh(here.mesh.abstract_mesh):  # where Pallas reads the target from
@@ -247,33 +245,6 @@ def ptxas_version() -> str:
     said = subprocess.run(["ptxas", "--version"], capture_output=True, text=True).stdout
     return said.strip().splitlines()[-1] if said else "unknown"
 
-
-H100 = """
-gpu_device_info {
-  threads_per_block_limit: 1024
-  threads_per_warp: 32
-  shared_memory_per_block: 49152
-  shared_memory_per_core: 233472
-  threads_per_core_limit: 2048
-  core_count: 132
-  fpus_per_core: 128
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535
-  block_dim_limit_z: 65535
-  memory_bandwidth: 3352320000000
-  l2_cache_size: 52428800
-  clock_rate_ghz: 1.98
-  device_memory_size: 84978434048
-  shared_memory_per_block_optin: 232448
-  cuda_compute_capability { major: 9 minor: 0 }
-  registers_per_core_limit: 65536
-  registers_per_block_limit: 65536
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 10 patch: 0 }
-runtime_version { major: 13 minor: 0 patch: 0 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
 
 if __name__ == "__main__":
     main()

@@ -8,7 +8,9 @@ import pytest
 from workbench import __version__
 from workbench.command import main
 
-COMMANDS = ("run", "report", "status", "seeds", "diff", "sizes", "evaluate", "extend", "check")
+COMMANDS = tuple(
+    ["run", "report", "status", "seeds", "diff", "sizes", "plan", "evaluate", "speed", "generate", "extend", "check"]
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -153,6 +153,28 @@ Nothing is built or trained: the numbers follow from the configs alone.""",
     each.add_argument("--json", action="store_true", help="a list of objects instead of a table")
 
     each = command(
+        "plan",
+        _plan,
+        "compile an experiment's training steps for devices that are not here: memory, FLOPs, bytes between them, time",
+        """examples:
+  workbench plan experiments/waleffe_8b.py --count 8
+  workbench plan experiments/waleffe_8b.py --arm hybrid --layout data=8,fsdp=8,micro=4,remat=all
+  workbench plan experiments/phonebook.py --device cpu --count 4
+
+Without --layout a few are tried, and which fit is said. Nothing is run and no weight is made. Compiling for an H100
+needs JAX's CUDA plugin, but no GPU: ./setup.sh sm90a installs it beside this environment.""",
+    )
+    each.add_argument("file", metavar="FILE", help="an experiment file")
+    each.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="changes to every run")
+    each.add_argument("--scale", help="one of the file's SCALES (default: the first)")
+    each.add_argument("--arm", action="append", help="plan this arm alone (may be given again)")
+    each.add_argument("--device", choices=("h100", "cpu"), default="h100", help="default: h100")
+    each.add_argument("--count", type=int, help="devices (default: those of the layout, or 8)")
+    each.add_argument("--layout", help="one layout, such as data=8,fsdp=8,micro=4,remat=all")
+    each.add_argument("--mfu", type=float, default=0.4, help="fraction of the peak that a step's time assumes (0.4)")
+    each.add_argument("--json", action="store_true", help="a list of objects instead of a table")
+
+    each = command(
         "evaluate",
         _evaluate,
         "evaluate finished runs again, on another split, with another evaluation, or by a suite of tasks in text",
@@ -318,6 +340,23 @@ def _sizes(given: argparse.Namespace) -> None:
 
     rows = sizes.rows(load(given.file, given.scale).runs, given.context)
     print(json.dumps(rows, indent=1) if given.json else sizes.table(rows))
+
+
+def _plan(given: argparse.Namespace) -> None:
+    from workbench.config import Layout
+    from workbench.study import plans
+    from workbench.study.experiment import load
+
+    layout = None if given.layout is None else Layout.read(given.layout)
+    count = given.count or (layout.devices if layout else 8)
+    if layout and layout.devices != count:
+        raise ValueError(f"the layout uses {layout.devices} devices and --count is {count}; leave out one of them")
+    runs = plans.arms(load(given.file, given.scale, given.overrides).runs, given.arm)
+    made = plans.make(runs, layout, given.device, count)
+    if given.json:
+        print(json.dumps([plans.row(each, given.mfu) for each in made], indent=1))
+    else:
+        print(plans.table(made, given.mfu))
 
 
 def _evaluate(given: argparse.Namespace) -> int:

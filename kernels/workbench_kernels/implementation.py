@@ -15,6 +15,7 @@ _AVAILABLE = {
     "ssd": ("mosaic_gpu", "xla", "reference"),
 }
 _PROVED: frozenset[str] = frozenset()  # operations whose kernel was run and checked on a GPU; "auto" takes no other
+HOPPER = ("H100", "H200")  # in the names of devices of compute capability 9
 _chosen: contextvars.ContextVar[dict[str, str] | None] = contextvars.ContextVar("chosen", default=None)
 
 
@@ -43,8 +44,19 @@ def resolve(operation: str, implementation: str = "auto", refusal: str = "") -> 
     return implementation
 
 
+def platform() -> str:
+    """What is traced for: the platform of the mesh that is set, whose devices may be elsewhere, else the default's."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def _hopper() -> bool:
-    return jax.default_backend() == "gpu" and str(jax.devices()[0].compute_capability).startswith("9.")
+    if platform() != "gpu":
+        return False
+    if jax.default_backend() == "gpu":
+        return str(jax.devices()[0].compute_capability).startswith("9.")
+    kind = jax.sharding.get_abstract_mesh().abstract_device.device_kind  # of a device that is not here
+    return any(name in kind for name in HOPPER)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
-from workbench_kernels import causal_conv1d
+from workbench_kernels import causal_conv1d, platform
 
 from workbench.config import AttentionConfig
 from workbench.model.norm import wide
@@ -275,7 +275,7 @@ def _attend_part(q, query_index, query_segments, k, v, key_index, key_segments, 
     if query_segments is not None:
         seen &= query_segments[:, :, None] == key_segments[:, None, :]
     q = q.transpose(0, 2, 3, 1, 4)
-    single = q.shape[3] == 1 and jax.default_backend() == "cpu"
+    single = q.shape[3] == 1 and platform() == "cpu"
     if single:
         scores = jnp.sum(wide(k)[:, :, None] * wide(q), axis=-1)[:, :, :, None]
     else:

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
+from workbench_kernels import platform
+from workbench_kernels.mesh import divide
 
 from workbench import pattern as patterns
 from workbench.config import LayerConfig, ModelConfig
@@ -93,11 +95,12 @@ class LanguageModel(nnx.Module):
         x = self.embedding[...][tokens].astype(self.config.dtype)  # in this order, gradients add up in float32
         period, periods = len(self.layers), self.periods
         if unroll is None:
-            few = jax.default_backend() == "cpu" and periods * period <= UNROLLED
+            few = platform() == "cpu" and periods * period <= UNROLLED
             unroll = periods == 1 or few or (state is not None and tokens.shape[1] == 1)
 
         def call(layer, x, before, where):
-            return layer(x, before, where)
+            x, state, aux = layer(divide(x, "BTD"), before, where)
+            return divide(x, "BTD"), state, aux
 
         keep = {"products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "all": None}
         called = call if remat == "none" else jax.checkpoint(call, policy=keep[remat])

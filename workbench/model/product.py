@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+from workbench_kernels import platform
 
 
 def product(x: Float[Array, "... D"], w: Float[Array, "D F"], dtype: Any = None) -> Float[Array, "... F"]:
@@ -18,7 +19,7 @@ def product(x: Float[Array, "... D"], w: Float[Array, "D F"], dtype: Any = None)
     2048 rows, 256 x 1024, float32).
     """
     w, dtype = w.astype(x.dtype), dtype or x.dtype
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         return _product(x, w, dtype)
     return jnp.matmul(x, w, preferred_element_type=dtype)
 

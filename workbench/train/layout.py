@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -31,9 +32,9 @@ RULES = {
 OTHERS = ("fsdp", None)  # matrices of a user's own layer
 
 
-def make_mesh(layout: Layout) -> Mesh:
-    """The devices as data x fsdp x tensor. Raises ValueError if there are not as many as the layout uses."""
-    found = jax.devices()
+def make_mesh(layout: Layout, devices: Sequence[Any] | None = None) -> Mesh:
+    """The devices, by default this machine's, as data x fsdp x tensor. Raises ValueError if they are too few."""
+    found = jax.devices() if devices is None else devices
     if layout.devices > len(found):
         raise ValueError(
             f"the layout needs {layout.data} x {layout.fsdp} x {layout.tensor} = {layout.devices} devices and there "

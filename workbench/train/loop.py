@@ -32,7 +32,7 @@ from workbench.train.layout import ROWS, check_rows, make_mesh, shardings
 from workbench.train.memory import keep_freed_memory
 from workbench.train.optimizer import optimizer
 from workbench.train.parent import inherit
-from workbench.train.step import make_step
+from workbench.train.step import lower_step
 
 Evaluator = Callable[[Any, str], dict[str, Any]]
 
@@ -143,10 +143,11 @@ def _train(run, folder, evaluators, layout, progress, tracker, on_step) -> dict[
                     check_rows(len(batch["tokens"]), layout)
                     bar.set_postfix_str("compiling")
                     with recorded() as position.implementation:
-                        step, compile_seconds = _compiled(run, layout, tree, leaves, _placed(batch, mesh))
-                    position.compile_seconds += compile_seconds
-                    bar.unpause()  # time left is from steps alone
+                        compiling = time.perf_counter()
+                        step = lower_step(run, layout, tree, leaves, _placed(batch, mesh)).compile()
                     begun = time.perf_counter()
+                    position.compile_seconds += begun - compiling
+                    bar.unpause()  # time left is from steps alone
                 leaves, metrics = step(leaves, _placed(batch, mesh))
                 if waiting is not None:
                     _look(waiting, position, begun, bar, on_step)
@@ -232,26 +233,6 @@ def _start(run: RunConfig, folder: Path, checkpoints) -> tuple[Any, Any, Positio
 def _placed(batch: dict, mesh: Mesh | None) -> dict:
     """The batch where the step reads it: with a mesh, its rows divided."""
     return batch if mesh is None else jax.device_put(batch, NamedSharding(mesh, ROWS))
-
-
-def _compiled(
-    run: RunConfig, layout: Layout, tree: Any, leaves: list[jax.Array], batch: dict
-) -> tuple[Callable, float]:
-    """The compiled `step(leaves, batch) -> (leaves, metrics)` and the seconds that compiling took.
-
-    `tree` and `leaves` are of (model, opt_state): a step of modules would take and make them anew in Python, up to a
-    tenth of a small model's step.
-    """
-    begun = time.perf_counter()
-    whole = make_step(run, layout)
-
-    def step(leaves, batch):
-        model, opt_state, metrics = whole(*jax.tree.unflatten(tree, leaves), batch)
-        return jax.tree.leaves((model, opt_state)), metrics
-
-    stay = None if layout.devices == 1 else ([leaf.sharding for leaf in leaves], None)  # where they were
-    compiled = jax.jit(step, donate_argnums=0, out_shardings=stay).lower(leaves, batch).compile()
-    return compiled, time.perf_counter() - begun
 
 
 def _look(waiting: tuple, position: Position, begun: float, bar: tqdm, on_step) -> dict[str, float]:

@@ -28,6 +28,22 @@ def make_step(
     return _step(run.optimizer, run.steps, run.z_loss, layout.micro, layout.remat)
 
 
+def lower_step(run: RunConfig, layout: Layout, tree: Any, leaves: list, batch: dict) -> jax.stages.Lowered:
+    """`step(leaves, batch) -> (leaves, metrics)`, lowered for arrays like these, which may be abstract.
+
+    `tree` and `leaves` are of (model, opt_state): a step of modules would take and make them anew in Python, up to a
+    tenth of a small model's step. On several devices they stay where they were.
+    """
+    whole = make_step(run, layout)
+
+    def step(leaves, batch):
+        model, opt_state, metrics = whole(*jax.tree.unflatten(tree, leaves), batch)
+        return jax.tree.leaves((model, opt_state)), metrics
+
+    stay = None if layout.devices == 1 else ([leaf.sharding for leaf in leaves], None)
+    return jax.jit(step, donate_argnums=0, out_shardings=stay).lower(leaves, batch)
+
+
 @lru_cache  # one function, so that a second run of the same process does not trace it again
 def _step(config: OptimizerConfig, steps: int, z_loss: float, micro: int, remat: str) -> Callable:
     update, rate = optimizer(config, steps).update, schedule(config, steps)
@@ -48,7 +64,8 @@ def _step(config: OptimizerConfig, steps: int, z_loss: float, micro: int, remat:
             gradient, metrics = summed(model, part)
             return jax.tree.map(jnp.add, sums, (metrics, gradient)), None
 
-        parts = jax.tree.map(lambda a: a.reshape(micro, a.shape[0] // micro, *a.shape[1:]), batch)
+        # each device's own rows in parts: cut into blocks, every part would be of a few devices
+        parts = jax.tree.map(lambda a: a.reshape(-1, micro, *a.shape[1:]).swapaxes(0, 1), batch)
         shapes = jax.eval_shape(lambda part: summed(model, part)[::-1], jax.tree.map(lambda a: a[0], parts))
         (metrics, gradient), _ = jax.lax.scan(add, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), parts)
         return metrics, jax.tree.map(lambda g: g / metrics["weight"].astype(g.dtype), gradient)
