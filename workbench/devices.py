@@ -9,25 +9,32 @@ from workbench.config import nearest
 
 @dataclass(frozen=True)
 class Device:
-    """One accelerator. flops: multiply-adds as two, a second, in bfloat16 without sparsity (float32 on a CPU)."""
+    """One accelerator; None for what nobody says of it. Rates are a second, of one device, one way."""
 
     name: str
-    memory_bytes: float
-    bandwidth: float  # bytes a second, of its memory
-    flops: float
-    watts: float | None  # at most; None: not published
+    memory_bytes: float | None
+    bandwidth: float | None  # bytes, of its memory
+    flops: float | None  # multiply-adds as two, dense, in bfloat16 (of a measured machine, in the dtype measured)
     source: str
+    node: int = 8  # devices that a node has
+    within_bytes: float | None = None  # to the devices of its node
+    across_bytes: float | None = None  # to those of other nodes
 
 
 DEVICES = {
     device.name: device
     for device in (
-        Device("h100", 80e9, 3.35e12, 989.4e12, 700, "NVIDIA H100 Tensor Core GPU data sheet, SXM5"),
-        Device("h200", 141e9, 4.8e12, 989.4e12, 700, "NVIDIA H200 Tensor Core GPU data sheet, SXM"),
-        Device("a100", 80e9, 2.039e12, 312e12, 400, "NVIDIA A100 Tensor Core GPU data sheet, 80 GB SXM"),
-        Device("tpu-v5e", 16e9, 819e9, 197e12, None, "Google Cloud documentation, TPU v5e"),
+        # Memory: what the driver reports for the SXM5 card of 80 GB. NVLink: 900 GB/s, both ways together. Between
+        # nodes: a 400 Gb/s adapter for each GPU.
+        Device(
+            "h100", 84_978_434_048, 3.35e12, 989.4e12, "NVIDIA data sheets of the H100 SXM5 and the DGX H100", 8,
+            450e9, 50e9,
+        ),
+        Device("h200", 141e9, 4.8e12, 989.4e12, "NVIDIA data sheet of the H200 SXM"),
+        Device("a100", 80e9, 2.039e12, 312e12, "NVIDIA data sheet of the A100 SXM, 80 GB"),
+        Device("tpu-v5e", 16e9, 819e9, 197e12, "Google Cloud documentation of TPU v5e"),
     )
-}
+}  # fmt: skip
 
 
 def device(name: str) -> Device:

@@ -103,7 +103,6 @@ def this_machine(dtype: str = "float32", trials: int = 5) -> Device:
         memory_bytes=float(memory),
         bandwidth=READ_BYTES / _fastest(lambda: product(tall, column), trials),
         flops=2 * SIDE**3 / _fastest(lambda: product(square, square), trials),
-        watts=None,
         source="measured",
     )
 

@@ -11,7 +11,7 @@ import jax
 
 from workbench.config import Layout, RunConfig, nearest
 from workbench.study.sizes import FLOPS, binary, decimal
-from workbench.train.plan import DEVICES, FILLED, Plan, plan
+from workbench.train.plan import FILLED, KINDS, Plan, plan
 
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce")
 
@@ -59,7 +59,7 @@ def make(runs: Sequence[RunConfig], layout: Layout | None, device: str, count: i
     """
     if count < 1:
         raise ValueError(f"--count is {count}; it must be at least 1")
-    kind = DEVICES[device]
+    kind = KINDS[device]
     if device == "cpu":
         jax.config.update("jax_num_cpu_devices", count)
     made = []

@@ -18,6 +18,7 @@ from workbench_kernels import recorded
 
 from workbench.config import Layout, RunConfig
 from workbench.count import count
+from workbench.devices import DEVICES, Device
 from workbench.model.language_model import create
 from workbench.train.layout import ROWS, check_rows, make_mesh, shardings
 from workbench.train.optimizer import optimizer
@@ -27,24 +28,10 @@ from workbench.train.step import lower_step
 FILLED = 0.9  # of a device's memory, at most: the rest is for the driver, NCCL's buffers and fragments
 
 
-@dataclass(frozen=True)
-class Device:
-    """A kind of device as its maker rates it; None where nobody does. Rates are per second, of one device, one way."""
-
-    name: str
-    memory_bytes: int | None
-    flops: float | None  # of dense bfloat16 products
-    node: int  # devices that a node has
-    within_bytes: float | None  # to the devices of its node
-    across_bytes: float | None  # to those of other nodes
-
-
-DEVICES = {
-    # Memory: what the driver reports for the SXM5 card of 80 GB. Products and NVLink (900 GB/s, both ways together):
-    # NVIDIA H100 data sheet, without sparsity. Between nodes: DGX H100 data sheet, a 400 Gb/s adapter for each GPU.
-    "h100": Device("h100", 84_978_434_048, 989.4e12, 8, 450e9, 50e9),
+KINDS = {
+    "h100": DEVICES["h100"],
     # Devices simulated by this machine: what is divided and sent is real, and nothing is said of time.
-    "cpu": Device("cpu", None, None, 8, None, None),
+    "cpu": Device("cpu", None, None, None, "simulated"),
 }
 
 
