@@ -220,6 +220,7 @@ OTHER = {  # another legal value for the fields where adding one is not
     "model.symbols.M.head_dim": 32,
     "model.symbols.M.groups": 2,
     "model.symbols.M.inner": 256,
+    "model.symbols.M.dt_limit": (0.001, 0.1),
     "model.symbols.S.inner": 256,
     "model.symbols.S.dt_rank": 8,
     "model.symbols.*.heads": 8,

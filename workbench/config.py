@@ -26,6 +26,11 @@ from workbench import pattern as patterns
 from workbench.count import Operation
 
 
+def later(default: Any) -> Any:
+    """A field younger than configs that were hashed: no part of the JSON at its default, so that old hashes stay."""
+    return field(default=default, metadata={"later": True})
+
+
 @runtime_checkable
 class LayerConfig(Protocol):
     """What a symbol of the pattern is bound to. Sizes that are None follow from the model's width."""
@@ -56,6 +61,10 @@ class AttentionConfig:
     rotary_base: float = 10_000.0
     window: int | None = None  # keys seen, itself included; None for all
     conv: int = 0  # taps of a causal convolution on q, k and v; 0 for none
+    qkv_bias: bool = later(False)
+    out_bias: bool = later(False)
+    qk_norm: bool = later(False)  # an RMS norm of each head's query and key, before they are rotated
+    norm_epsilon: float = later(1e-5)  # of qk_norm
 
     def sizes(self, width: int) -> tuple[int, int, int]:
         """(heads, kv_heads, head_dim) at a width."""
@@ -87,7 +96,8 @@ class AttentionConfig:
     def parameters(self, width: int) -> int:
         heads, kv_heads, head_dim = self.sizes(width)
         channels = (heads + 2 * kv_heads) * head_dim
-        return width * channels + heads * head_dim * width + (channels * (self.conv + 1) if self.conv else 0)
+        more = channels * self.qkv_bias + width * self.out_bias + 2 * head_dim * self.qk_norm
+        return width * channels + heads * head_dim * width + (channels * (self.conv + 1) if self.conv else 0) + more
 
     def operations(self, width: int, context: float) -> list[Operation]:
         heads, kv_heads, head_dim = self.sizes(width)
@@ -117,6 +127,8 @@ class MambaConfig:
     inner: int | None = None  # 2 width
     conv: int = 4
     dt_rank: int | None = None  # ceil(width / 16)
+    bias: bool = later(False)  # of the projections in and out
+    conv_bias: bool = later(True)
 
     def sizes(self, width: int) -> tuple[int, int]:
         """(inner, dt_rank) at a width."""
@@ -131,7 +143,8 @@ class MambaConfig:
     def parameters(self, width: int) -> int:
         inner, rank = self.sizes(width)
         projections = width * 2 * inner + inner * (rank + 2 * self.state) + rank * inner + inner * width
-        return projections + inner * (self.conv + 1) + inner * self.state + 2 * inner
+        biases = inner * self.conv_bias + (2 * inner + width) * self.bias
+        return projections + inner * self.conv + biases + inner * self.state + 2 * inner
 
     def operations(self, width: int, context: float) -> list[Operation]:
         inner, rank = self.sizes(width)
@@ -157,9 +170,13 @@ class Mamba2Config:
 
     state: int = 128
     head_dim: int = 64
-    groups: int = 1
+    groups: int = 1  # of B and C, and of the gated norm
     inner: int | None = None  # 2 width
     conv: int = 4
+    bias: bool = later(False)  # of the projections in and out
+    conv_bias: bool = later(True)
+    norm_epsilon: float = later(1e-5)  # of the gated norm
+    dt_limit: tuple[float, float] | None = later(None)  # least and greatest step size; None for any
 
     def sizes(self, width: int) -> tuple[int, int]:
         """(inner, heads) at a width."""
@@ -170,6 +187,8 @@ class Mamba2Config:
         heads = inner // self.head_dim
         if heads % self.groups:
             raise ValueError(f"Mamba-2 has {heads} heads and {self.groups} groups; heads must be a multiple of groups")
+        if self.dt_limit is not None and not (len(self.dt_limit) == 2 and 0 <= self.dt_limit[0] < self.dt_limit[1]):
+            raise ValueError(f"Mamba-2's dt_limit is {self.dt_limit}; give (least, greatest) step size, or None")
         return inner, heads
 
     def build(self, width: int, make: Any) -> Any:
@@ -181,7 +200,8 @@ class Mamba2Config:
         inner, heads = self.sizes(width)
         channels = inner + 2 * self.groups * self.state
         projections = width * (inner + channels + heads) + inner * width
-        return projections + channels * (self.conv + 1) + 3 * heads + inner
+        biases = channels * self.conv_bias + (inner + channels + heads + width) * self.bias
+        return projections + channels * self.conv + biases + 3 * heads + inner
 
     def operations(self, width: int, context: float) -> list[Operation]:
         inner, heads = self.sizes(width)
@@ -216,6 +236,7 @@ ACTIVATIONS = ("gelu", "squared_relu", "swiglu")
 class MLPConfig:
     hidden: int | None = None  # 4 width
     activation: str = "gelu"  # gelu, squared_relu or swiglu (gated)
+    bias: bool = later(False)
 
     def sizes(self, width: int) -> tuple[int, int]:
         """(hidden, matrices into it) at a width."""
@@ -231,7 +252,7 @@ class MLPConfig:
 
     def parameters(self, width: int) -> int:
         hidden, matrices = self.sizes(width)
-        return width * hidden * (matrices + 1)
+        return width * hidden * (matrices + 1) + (matrices * hidden + width) * self.bias
 
     def operations(self, width: int, context: float) -> list[Operation]:
         hidden, matrices = self.sizes(width)
@@ -263,6 +284,7 @@ class ModelConfig:
     norm: str = "rms"
     tied: bool = False  # output head is the embedding's transpose
     dtype: str = "float32"  # of the computation; parameters are float32 or wider
+    norm_epsilon: float = later(1e-5)
 
     def __post_init__(self):
         object.__setattr__(self, "symbols", {**default_symbols(), **self.symbols})
@@ -308,7 +330,6 @@ class PhonebookConfig:
         return 12 + self.names
 
 
-LATER = {"later": True}  # of a field: JSON leaves it out at its default, so that configs without it keep their hashes
 RECALL = ("mqar", "copying", "selective-copying", "induction")
 
 
@@ -399,7 +420,7 @@ class TextConfig:
     batch: int = 8
     seed: int = 0
     # Megatron's --rampup-batch-size: the first step's rows, how many more at a time, rows read until there are `batch`
-    ramp: tuple[int, ...] = field(default=(), metadata=LATER)
+    ramp: tuple[int, ...] = later(())
 
     def stream(self, split: str = "train") -> Any:
         from workbench.data.text import TextStream
@@ -411,6 +432,17 @@ class TextConfig:
         from workbench.data.tokenizer import size
 
         return size(self.tokenizer)
+
+
+@dataclass(frozen=True)
+class UnknownData:
+    """What an imported model was trained on."""
+
+    vocabulary: int
+    length: int = 4096  # context at which the model's cost is counted
+
+    def stream(self, split: str = "train") -> Any:
+        raise ValueError("the data of an imported model is unknown, so that nothing can be read from it")
 
 
 @dataclass(frozen=True)
@@ -574,7 +606,7 @@ class RunConfig:
     z_loss: float = 0.0  # weight of the squared logarithm of the softmax's total, which keeps logits near zero
     role: str = "result"  # what the report does with it, of ROLES; long: twice the steps, extended: longer sequences
     control_of: str = ""  # of a control: the arm that it differs from, in one thing
-    parent: Parent | None = field(default=None, metadata=LATER)  # whose weights it starts from, instead of `seed`'s
+    parent: Parent | None = later(None)  # whose weights it starts from, instead of `seed`'s
 
     def __post_init__(self):
         if self.role not in ROLES:

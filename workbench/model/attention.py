@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from workbench_kernels import causal_conv1d, platform
 
 from workbench.config import AttentionConfig
-from workbench.model.norm import wide
+from workbench.model.norm import rms_norm, wide
 from workbench.model.product import product
 from workbench.model.where import Where
 
@@ -45,12 +45,19 @@ class Attention(nnx.Module):
         if config.conv:
             self.conv = make("attention.conv", ((heads + 2 * kv_heads) * head_dim, config.conv))
             self.conv_bias = make("attention.conv_bias", ((heads + 2 * kv_heads) * head_dim,))
+        if config.qkv_bias:
+            self.qkv_bias = make("attention.qkv_bias", ((heads + 2 * kv_heads) * head_dim,))
+        if config.out_bias:
+            self.out_bias = make("attention.out_bias", (width,))
+        if config.qk_norm:
+            self.q_norm_scale = make("attention.q_norm_scale", (head_dim,))
+            self.k_norm_scale = make("attention.k_norm_scale", (head_dim,))
 
     def __call__(
         self, x: Float[Array, "B T D"], state: AttentionState | None, where: Where
     ) -> tuple[Float[Array, "B T D"], AttentionState | None, dict]:
         batch, time, _ = x.shape
-        qkv = product(x, self.qkv[...])
+        qkv = product(x, self.qkv[...], bias=self.qkv_bias[...] if self.config.qkv_bias else None)
         window = None
         if self.config.conv:
             qkv, window = causal_conv1d(
@@ -63,6 +70,11 @@ class Attention(nnx.Module):
             )
         qkv = qkv.reshape(batch, time, -1, self.head_dim)
         q, k, v = jnp.split(qkv, [self.heads, self.heads + self.kv_heads], axis=2)
+        if self.config.qk_norm:
+            q, k = (
+                rms_norm(each, scale[...], epsilon=self.config.norm_epsilon)
+                for each, scale in ((q, self.q_norm_scale), (k, self.k_norm_scale))
+            )
         if self.config.rotary:
             angles = rotary_angles(where.positions, int(self.head_dim * self.config.rotary), self.config.rotary_base)
             q, k = rotate(q, angles), rotate(k, angles)
@@ -70,7 +82,8 @@ class Attention(nnx.Module):
             y = attend(q, k, v, where.segments, self.config.window)
         else:
             y, state = self._with_cache(q, k.swapaxes(1, 2), v.swapaxes(1, 2), state._replace(window=window), where)
-        return product(y.reshape(batch, time, -1), self.out[...]), state, {}
+        bias = self.out_bias[...] if self.config.out_bias else None
+        return product(y.reshape(batch, time, -1), self.out[...], bias=bias), state, {}
 
     def _with_cache(self, q, k, v, state: AttentionState, where: Where):
         """What the queries read of the cache and of this call's keys, and the state with these in it."""

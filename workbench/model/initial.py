@@ -84,12 +84,19 @@ def table(width: int, layers: int) -> dict[str, Callable[[tuple[int, ...]], Dist
         "norm.offset_scale": always(constant(0)),  # LayerNorm-1p keeps its scale minus one
         "norm.bias": always(constant(0)),
         "attention.qkv": always(normal(std)),
+        "attention.qkv_bias": always(constant(0)),
+        "attention.q_norm_scale": always(constant(1)),
+        "attention.k_norm_scale": always(constant(1)),
         "attention.conv": taps,
         "attention.conv_bias": always(constant(0)),
         "attention.out": always(normal(std / math.sqrt(2 * layers))),
+        "attention.out_bias": always(constant(0)),
         "mlp.in": always(normal(std)),
+        "mlp.in_bias": always(constant(0)),
         "mlp.out": always(normal(std / math.sqrt(2 * layers))),
+        "mlp.out_bias": always(constant(0)),
         "mamba.in": fan_in,
+        "mamba.in_bias": always(constant(0)),
         "mamba.conv": taps,  # the biases too: their layers give it, since a bias's shape does not show the taps
         "mamba.x": fan_in,
         "mamba.dt": fan_in,
@@ -97,13 +104,16 @@ def table(width: int, layers: int) -> dict[str, Callable[[tuple[int, ...]], Dist
         "mamba.A_log": always(log_arange()),
         "mamba.D": always(constant(1)),
         "mamba.out": always(normal(std / math.sqrt(layers))),
+        "mamba.out_bias": always(constant(0)),
         "mamba2.in": fan_in,
+        "mamba2.in_bias": always(constant(0)),
         "mamba2.conv": taps,
         "mamba2.dt_bias": always(dt_bias),
         "mamba2.A_log": always(log_uniform(1, 16)),
         "mamba2.D": always(constant(1)),
         "mamba2.norm_scale": always(constant(1)),
         "mamba2.out": always(normal(std / math.sqrt(layers))),
+        "mamba2.out_bias": always(constant(0)),
     }
 
 

@@ -45,7 +45,7 @@ class Layer(nnx.Module):
     """x + f(norm(x))."""
 
     def __init__(self, layer: LayerConfig, config: ModelConfig, make: Make):
-        self.norm = norm(config.norm, config.width, make)
+        self.norm = norm(config.norm, config.width, make, config.norm_epsilon)
         self.mixer = layer.build(config.width, make)
 
     def __call__(self, x: Float[Array, "B T D"], state: Any, where: Where) -> tuple[Float[Array, "B T D"], Any, dict]:
@@ -71,7 +71,7 @@ class LanguageModel(nnx.Module):
         kind = "tied_embedding" if config.tied else "embedding"
         self.embedding = ends(kind, (config.vocabulary, config.width))
         self.layers = nnx.List([stacked(position) for position in range(period)])
-        self.norm = norm(config.norm, config.width, ends)
+        self.norm = norm(config.norm, config.width, ends, config.norm_epsilon)
         if not config.tied:
             self.output = ends("head", (config.width, config.vocabulary))
 

@@ -30,23 +30,28 @@ class Mamba(nnx.Module):
         self.config, self.inner, self.rank = config, inner, rank
         self.enter = make("mamba.in", (width, 2 * inner))
         self.conv = make("mamba.conv", (inner, config.conv))
-        self.conv_bias = make("mamba.conv_bias", (inner,), uniform(config.conv**-0.5))
+        if config.conv_bias:
+            self.conv_bias = make("mamba.conv_bias", (inner,), uniform(config.conv**-0.5))
         self.x = make("mamba.x", (inner, rank + 2 * config.state))
         self.dt = make("mamba.dt", (rank, inner))
         self.dt_bias = make("mamba.dt_bias", (inner,))
         self.A_log = make("mamba.A_log", (inner, config.state))
         self.D = make("mamba.D", (inner,))
         self.out = make("mamba.out", (inner, width))
+        if config.bias:
+            self.enter_bias = make("mamba.in_bias", (2 * inner,))
+            self.out_bias = make("mamba.out_bias", (width,))
 
     def __call__(
         self, u: Float[Array, "B T D"], state: MambaState | None, where: Where
     ) -> tuple[Float[Array, "B T D"], MambaState | None, dict]:
         dtype = u.dtype
-        x, z = jnp.split(product(u, self.enter[...]), 2, axis=-1)
+        bias = self.config.bias
+        x, z = jnp.split(product(u, self.enter[...], bias=self.enter_bias[...] if bias else None), 2, axis=-1)
         x, window = causal_conv1d(
             x,
             self.conv[...].astype(dtype),
-            self.conv_bias[...].astype(dtype),
+            self.conv_bias[...].astype(dtype) if self.config.conv_bias else None,
             None if state is None else state.window,
             where.segments,
             where.carried,
@@ -68,7 +73,7 @@ class Mamba(nnx.Module):
             where.carried,
         )
         state = None if state is None else MambaState(scan, window)
-        return product(y, self.out[...]), state, {}
+        return product(y, self.out[...], bias=self.out_bias[...] if bias else None), state, {}
 
     def initial_state(self, batch: int, capacity: int, dtype) -> MambaState:
         return MambaState(

@@ -34,32 +34,41 @@ class Mamba2(nnx.Module):
         self.channels = inner + 2 * config.groups * config.state
         self.enter = make("mamba2.in", (width, inner + self.channels + heads))
         self.conv = make("mamba2.conv", (self.channels, config.conv))
-        self.conv_bias = make("mamba2.conv_bias", (self.channels,), uniform(config.conv**-0.5))
+        if config.conv_bias:
+            self.conv_bias = make("mamba2.conv_bias", (self.channels,), uniform(config.conv**-0.5))
         self.dt_bias = make("mamba2.dt_bias", (heads,))
         self.A_log = make("mamba2.A_log", (heads,))
         self.D = make("mamba2.D", (heads,))
         self.norm_scale = make("mamba2.norm_scale", (inner,))
         self.out = make("mamba2.out", (inner, width))
+        if config.bias:
+            self.enter_bias = make("mamba2.in_bias", (inner + self.channels + heads,))
+            self.out_bias = make("mamba2.out_bias", (width,))
 
     def __call__(
         self, u: Float[Array, "B T D"], state: Mamba2State | None, where: Where
     ) -> tuple[Float[Array, "B T D"], Mamba2State | None, dict]:
         batch, time, _ = u.shape
         dtype, groups, size = u.dtype, self.config.groups, self.config.state
-        z, xBC, dt = jnp.split(product(u, self.enter[...]), [self.inner, self.inner + self.channels], axis=-1)
+        bias = self.config.bias
+        entered = product(u, self.enter[...], bias=self.enter_bias[...] if bias else None)
+        z, xBC, dt = jnp.split(entered, [self.inner, self.inner + self.channels], axis=-1)
         xBC, window = causal_conv1d(
             xBC,
             self.conv[...].astype(dtype),
-            self.conv_bias[...].astype(dtype),
+            self.conv_bias[...].astype(dtype) if self.config.conv_bias else None,
             None if state is None else state.window,
             where.segments,
             where.carried,
             activation="silu",
         )
         x, B, C = jnp.split(xBC, [self.inner, self.inner + groups * size], axis=-1)
+        dt = jax.nn.softplus(wide(dt) + along_last(self.dt_bias[...], dt))
+        if self.config.dt_limit is not None:
+            dt = jnp.clip(dt, *self.config.dt_limit)
         y, scan = ssd(
             x.reshape(batch, time, self.heads, -1),
-            jax.nn.softplus(wide(dt) + along_last(self.dt_bias[...], dt)),
+            dt,
             -jnp.exp(self.A_log[...]),
             B.reshape(batch, time, groups, size),
             C.reshape(batch, time, groups, size),
@@ -68,9 +77,10 @@ class Mamba2(nnx.Module):
             where.segments,
             where.carried,
         )
-        y = rms_norm(y.reshape(batch, time, self.inner) * jax.nn.silu(z), self.norm_scale[...], groups)
+        gated = y.reshape(batch, time, self.inner) * jax.nn.silu(z)
+        y = rms_norm(gated, self.norm_scale[...], groups, self.config.norm_epsilon)
         state = None if state is None else Mamba2State(scan, window)
-        return product(y, self.out[...]), state, {}
+        return product(y, self.out[...], bias=self.out_bias[...] if bias else None), state, {}
 
     def initial_state(self, batch: int, capacity: int, dtype) -> Mamba2State:
         return Mamba2State(
