@@ -606,7 +606,7 @@ class RunConfig:
     z_loss: float = 0.0  # weight of the squared logarithm of the softmax's total, which keeps logits near zero
     role: str = "result"  # what the report does with it, of ROLES; long: twice the steps, extended: longer sequences
     control_of: str = ""  # of a control: the arm that it differs from, in one thing
-    parent: Parent | None = later(None)  # whose weights it starts from, instead of `seed`'s
+    parent: Parent | None = later(None)  # noqa: RUF009 - whose weights it starts from, instead of `seed`'s
 
     def __post_init__(self):
         if self.role not in ROLES:
