@@ -7,12 +7,13 @@ EXPORT := --quiet --locked --no-header --no-annotate --no-emit-workspace
 PYTEST := python -m pytest -n $(JOBS) --dist loadfile
 RECORD := benchmarks/results/test-all.json
 
-.PHONY: help setup demo test test-all kernels-check lab lint lock clean
+.PHONY: help setup demo test test-all parity kernels-check lab lint lock clean
 
 help:
 	@echo 'make demo       train and compare four architectures; ends with runs/phonebook/report.html'
 	@echo 'make test       the tests, one case of everything (JOBS=2 processes)'
 	@echo 'make test-all   every test, and the normal ones again with the oldest JAX; writes $(RECORD)'
+	@echo 'make parity TORCH=PYTHON  checkpoints against transformers, with a Python that has torch and transformers'
 	@echo 'make kernels-check  compile the GPU kernels for an H100, without one, and hold them to their budgets'
 	@echo 'make lab        JupyterLab at notebooks/start.ipynb'
 	@echo 'make lint       formatting, lint, and no outputs in notebooks'
@@ -35,6 +36,9 @@ test-all: setup
 	$(BIN)/$(PYTEST) --record $(RECORD)
 	.venv-minimum/bin/$(PYTEST) -m 'not slow' --record $(RECORD)
 	$(MAKE) kernels-check
+
+parity: setup
+	$(BIN)/python tests/exchange/parity.py $(or $(TORCH),$(error make parity TORCH=PYTHON: give a Python that has torch and transformers)) .cache/parity
 
 # The environment of its own, about 1 GB, holds what exists for Linux alone.
 kernels-check:

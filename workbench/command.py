@@ -266,6 +266,34 @@ Prints a JSON object. A study extends its runs in its file: workbench.study.exte
     each.add_argument("--wandb", choices=("online", "offline", "disabled"), default="offline", help="default: offline")
 
     each = command(
+        "import",
+        _import,
+        "make a run folder of a model that Hugging Face's transformers saved",
+        """example:
+  workbench import models/SmolLM2-135M runs/released/smollm2
+  workbench generate runs/released/smollm2 "The capital of France is"
+
+SOURCE is a folder with config.json, .safetensors and, to turn text into tokens, tokenizer.json. Read are Llama (and
+SmolLM), Mistral, Qwen2, Qwen3, Mamba and Mamba-2; what cannot be expressed is refused by name.""",
+    )
+    each.add_argument("source", metavar="SOURCE")
+    each.add_argument("folder", metavar="RUN_FOLDER")
+    each.add_argument("--dtype", default="float32", help="of the computation: float32 or bfloat16 (default: float32)")
+
+    each = command(
+        "export",
+        _export,
+        "write a run's model as Hugging Face's transformers loads it",
+        """example:
+  workbench export runs/text/text-mamba2-s1-1a2b3c4d exported/mamba2
+
+Written are *- repeated (SwiGLU; Llama, Mistral, Qwen), S repeated (Mamba) and M repeated (Mamba-2).""",
+    )
+    each.add_argument("folder", metavar="RUN_FOLDER")
+    each.add_argument("path", metavar="PATH")
+    each.add_argument("--step", type=_step, help="of a checkpoint, or best (on select); default: the last")
+
+    each = command(
         "check",
         _check,
         "test a layer of your own: causality, cutting, packing, counts and gradients",
@@ -445,6 +473,21 @@ def _generate(given: argparse.Namespace) -> None:
     show = lambda row, text: print(text, end="", flush=True)  # noqa: E731
     complete(model, tokenizer, [prompt], given.tokens, sampling=how, stop=given.stop, seed=given.seed, on_text=show)
     print()
+
+
+def _import(given: argparse.Namespace) -> None:
+    from workbench.train.exchange import import_run
+
+    result = import_run(given.source, given.folder, given.dtype)
+    print(f"{result['parents'][0]['architecture']}, {result['parameters']:,} parameters: {given.folder}")
+
+
+def _export(given: argparse.Namespace) -> None:
+    from workbench.train.exchange import export_run
+
+    kind = export_run(given.folder, given.path, given.step)
+    left = "" if (Path(given.path) / "tokenizer.json").is_file() else " (without a tokenizer: the run has none for it)"
+    print(f"{kind}: {given.path}{left}")
 
 
 def _check(given: argparse.Namespace) -> int:

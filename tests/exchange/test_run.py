@@ -1,0 +1,74 @@
+import json
+import shutil
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from workbench.command import main
+from workbench.data.tokenizer import loaded
+from workbench.evaluate.score import loglikelihood, subject
+from workbench.exchange import safetensors
+from workbench.exchange.huggingface import from_huggingface
+from workbench.train.checkpoint import load_model
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    """A Mamba with a tokenizer of the lower-case letters beside it."""
+    from tokenizers import Tokenizer, decoders, models
+
+    folder = Path(shutil.copytree(GOLDEN / "mamba-tied", tmp_path / "mamba-tied"))
+    letters = {"<|endoftext|>": 0, "[UNK]": 1} | {chr(97 + i): 2 + i for i in range(26)}
+    fast = Tokenizer(models.BPE(vocab=letters, merges=[], unk_token="[UNK]"))
+    fast.decoder = decoders.Fuse()
+    fast.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_an_imported_model_is_a_run_that_can_be_scored_generated_from_and_exported(source, tmp_path, capsys):
+    run, out = tmp_path / "runs" / "mamba", tmp_path / "out"
+    assert main(["import", str(source), str(run)]) == 0
+    assert capsys.readouterr().out.startswith("mamba, ")
+
+    config, model = load_model(run)
+    assert model.config == config.model == from_huggingface(source).model.config
+    result = json.loads((run / "result.json").read_text())
+    parent = result["parents"][0]
+    assert (result["status"], parent["run"], parent["relation"]) == ("finished", "mamba-tied", "imported")
+    assert len(parent["weights_hash"]) == 64 and parent["weights_hash"] != result["weights_hash"]
+
+    tokenizer = loaded((run / "tokenizer.json").read_bytes())
+    assert tokenizer.encode([b"abz"])[0].ids.tolist() == [2, 3, 27]
+    score = loglikelihood(subject(run), [("ab", "c")])[0]
+    logits = np.asarray(model.logits(model(jnp.array([[0, 2, 3]], jnp.int32)).hidden), np.float64)[0, -1]
+    assert score.log_probability == pytest.approx(logits[4] - np.log(np.exp(logits).sum()), abs=1e-4)
+
+    assert main(["generate", str(run), "ab", "--tokens", "5"]) == 0
+    assert capsys.readouterr().out.startswith("ab")
+    assert main(["evaluate", str(run)]) == 2
+    assert "the run's data is UnknownData" in capsys.readouterr().err
+
+    assert main(["export", str(run), str(out)]) == 0
+    theirs, written = (safetensors.read(folder / "model.safetensors") for folder in (source, out))
+    assert theirs.keys() == written.keys()
+    assert all(np.array_equal(theirs[name], written[name]) for name in theirs)
+    assert json.loads((out / "tokenizer.json").read_text()) == json.loads((source / "tokenizer.json").read_text())
+
+
+def test_a_folder_that_holds_something_is_left_alone(source, tmp_path, capsys):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    assert main(["import", str(source), str(tmp_path / "full")]) == 2
+    assert "is not empty; give a folder that is not there yet" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("command", ["import", "export"])
+def test_help_teaches_by_example(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert f"  workbench {command} " in capsys.readouterr().out

@@ -1,0 +1,77 @@
+"""Run folders from foreign checkpoints, and foreign checkpoints from run folders."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any, Literal
+
+import jax.numpy as jnp
+
+from workbench.config import RunConfig, TextEvaluation, UnknownData, to_json
+from workbench.count import count
+from workbench.data.tokenizer import loaded
+from workbench.exchange.huggingface import from_huggingface, tensors, to_huggingface
+from workbench.model.names import named
+from workbench.record import write_json, write_text
+from workbench.train import checkpoint
+from workbench.train.environment import environment
+
+
+def import_run(source: Path | str, folder: Path | str, dtype: str = "float32") -> dict[str, Any]:
+    """Makes a run folder of a model that transformers saved, and returns its result.json: a run of no steps.
+
+    Its data are unknown, and its parent is the source, by the hash of its tensors. Raises ValueError for what
+    `from_huggingface` refuses, and for a folder that is not empty.
+    """
+    source, folder = Path(source), Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty; give a folder that is not there yet")
+    model, tokenizer, architecture = from_huggingface(source, dtype)
+    name = source.resolve().name
+    data = UnknownData(model.config.vocabulary)
+    run = RunConfig("imported", name, model.config, data, TextEvaluation(), steps=1)
+    counts = count(run.model, data.length)
+    result = {
+        "run": run.name,
+        "study": run.study,
+        "arm": run.arm,
+        "seed": run.seed,
+        "role": run.role,
+        "status": "finished",
+        "steps": 0,
+        "tokens": 0,
+        "weights_hash": checkpoint.weights_hash(named(model)),
+        "parameters": counts.parameters,
+        "non_embedding_parameters": counts.non_embedding_parameters,
+        "train_flops_per_token": counts.train_flops_per_token,
+        "state_bytes": counts.state_bytes,
+        "context": counts.context,
+        "parents": [
+            {
+                "run": name,
+                "step": None,
+                "weights_hash": checkpoint.weights_hash(tensors(source)),
+                "relation": "imported",
+                "architecture": architecture,
+            }
+        ],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", to_json(run))
+    write_json(folder / "environment.json", environment())
+    if tokenizer is not None:
+        write_text(folder / "tokenizer.json", tokenizer.saved().decode())
+    with contextlib.closing(checkpoint.open_checkpoints(folder)) as checkpoints:
+        # Nobody knows the optimizer's state either, and Orbax saves no empty item.
+        checkpoint.save(checkpoints, run, model, {"unknown": jnp.zeros(())}, checkpoint.Position())
+        checkpoint.wait(checkpoints)
+    write_json(folder / "result.json", result)
+    return result
+
+
+def export_run(folder: Path | str, path: Path | str, step: int | Literal["best"] | None = None) -> str:
+    """Writes a run's model and tokenizer as transformers loads them; returns the architecture. See `to_huggingface`."""
+    _, model = checkpoint.load_model(folder, step)
+    saved = Path(folder) / "tokenizer.json"
+    return to_huggingface(model, path, loaded(saved.read_bytes()) if saved.is_file() else None)
