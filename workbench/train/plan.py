@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,7 @@ def _devices(device: Device, count: int) -> Sequence[Any]:
     return h100s(nodes, min(count, device.node))
 
 
+@cache
 def _find_compiler() -> None:
     """Lets JAX see its CUDA plugin and ptxas, this environment's own or those of `./setup.sh sm90a` beside it.
 
