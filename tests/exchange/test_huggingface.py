@@ -29,9 +29,12 @@ from workbench.model.names import named
 
 GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = sorted(folder.name for folder in GOLDEN.iterdir())
+OFTEN = ("llama-tied-biases", "mamba-biases", "mamba2-8-groups-floor", "qwen3-tied")  # a case of each architecture
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in FAMILIES]
+)
 def test_logits_are_those_of_transformers(family):
     model = from_huggingface(GOLDEN / family).model
     expected = safetensors.read(GOLDEN / family / "expected.safetensors")

@@ -12,11 +12,12 @@ def model():
 
 
 def test_every_point_is_timed_as_often_as_asked_and_can_be_fitted(model):
-    found = profile(model, (4, 16), (1, 200), batch=2, trials=2, progress=False)
-    assert [(s.prompt, s.tokens) for s in found.samples] == [(4, 1), (4, 200), (16, 1), (16, 200)]
+    found = profile(model, (4, 16), (1, 40), batch=2, trials=2, progress=False)
+    assert [(s.prompt, s.tokens) for s in found.samples] == [(4, 1), (4, 40), (16, 1), (16, 40)]
     assert all(len(s.seconds) == 2 and min(s.seconds) > 0 for s in found.samples)
     assert found.facts["batch"] == 2 and found.facts["pattern"] == "M"
-    assert fit(found.samples).token_seconds > 0
+    fitted = fit(found.samples)  # what a busy machine makes of it is nobody's claim
+    assert fitted.knots == (4, 16) and min(*fitted.prompt_seconds, fitted.token_seconds, fitted.drift_seconds) >= 0
 
 
 def test_a_grid_of_nothing_is_refused(model):
