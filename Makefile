@@ -33,8 +33,8 @@ test: setup
 test-all: setup
 	./setup.sh minimum
 	rm -f $(RECORD)
-	$(BIN)/$(PYTEST) --record $(RECORD)
-	.venv-minimum/bin/$(PYTEST) -m 'not slow' --record $(RECORD)
+	$(BIN)/$(PYTEST) --record=$(RECORD)
+	.venv-minimum/bin/$(PYTEST) -m 'not slow' --record=$(RECORD)
 	$(MAKE) kernels-check
 
 parity: setup
