@@ -268,13 +268,14 @@ Prints a JSON object. A study extends its runs in its file: workbench.study.exte
     each = command(
         "import",
         _import,
-        "make a run folder of a model that Hugging Face's transformers saved",
+        "make a run folder of a released model",
         """example:
   workbench import models/SmolLM2-135M runs/released/smollm2
   workbench generate runs/released/smollm2 "The capital of France is"
 
-SOURCE is a folder with config.json, .safetensors and, to turn text into tokens, tokenizer.json. Read are Llama (and
-SmolLM), Mistral, Qwen2, Qwen3, Mamba and Mamba-2; what cannot be expressed is refused by name.""",
+SOURCE is a folder with config.json, .safetensors and, to turn text into tokens, tokenizer.json: Llama (and SmolLM),
+Mistral, Qwen2, Qwen3, Mamba or Mamba-2 as Hugging Face's transformers saved it. Or a folder of the mamba authors' own
+(config.json, pytorch_model.bin), or a Llama's .gguf. What cannot be expressed is refused by name.""",
     )
     each.add_argument("source", metavar="SOURCE")
     each.add_argument("folder", metavar="RUN_FOLDER")

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from workbench import pattern as patterns
@@ -56,7 +55,7 @@ def from_huggingface(path: Path | str, dtype: str = "float32") -> Imported:
         config = family.read(raw)
     except _Refused as why:
         raise ValueError(f"{path / 'config.json'} ({raw['model_type']}): {why}") from None
-    model = _model(replace(config, dtype=dtype), family, tensors(path), path)
+    model = built(replace(config, dtype=dtype), family, tensors(path), path)
     saved = path / "tokenizer.json"
     return Imported(model, Json(saved.read_text(), str(saved)) if saved.is_file() else None, raw["model_type"])
 
@@ -164,7 +163,8 @@ def tensors(path: Path) -> dict[str, np.ndarray]:
     return out
 
 
-def _model(config: ModelConfig, family: Family, tensors: dict[str, np.ndarray], path: Path) -> LanguageModel:
+def built(config: ModelConfig, family: Family, tensors: dict[str, np.ndarray], path: Path) -> LanguageModel:
+    """The model of a checkpoint's tensors; `path` is what an error names."""
     # A buffer that old versions saved follows from the config, and a tied head may be written beside the embedding.
     tensors = {name: array for name, array in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
     head = tensors.pop(HEAD, None) if config.tied else None
@@ -192,7 +192,7 @@ def _model(config: ModelConfig, family: Family, tensors: dict[str, np.ndarray], 
         of.setdefault(place.ours, []).append(place)
     arrays = {}
     for ours, leaf in _shapes(config).items():
-        stack = np.empty(leaf.shape, leaf.dtype)
+        stack = _aligned(leaf)
         for place in of[ours]:
             into = stack if place.period is None else stack[place.period]
             begin = 0
@@ -201,8 +201,16 @@ def _model(config: ModelConfig, family: Family, tensors: dict[str, np.ndarray], 
                 part = _turned(part) if place.turned else part.reshape(*place.shape[:-1], size)
                 into[..., begin : begin + size] = part
                 begin += size
-        arrays[ours] = jnp.array(stack)
+        arrays[ours] = jax.device_put(stack)
     return restored(jax.eval_shape(lambda: create(config, 0)), arrays)
+
+
+def _aligned(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    """Memory that JAX takes over on a CPU as it stands, so that no parameter is there twice: it begins at 64 bytes."""
+    size = leaf.size * leaf.dtype.itemsize
+    room = np.empty(size + 63, np.uint8)
+    begin = -room.ctypes.data % 64
+    return room[begin : begin + size].view(leaf.dtype).reshape(leaf.shape)
 
 
 def _near(name: str, names) -> str:
@@ -254,7 +262,7 @@ def _mlp_tensors(layer: MLPConfig, width: int) -> dict:
     }
 
 
-def _mamba_tensors(layer: MambaConfig | Mamba2Config, width: int) -> dict:
+def mamba_tensors(layer: MambaConfig | Mamba2Config, width: int) -> dict:
     """Of both Mambas: what one of them lacks is not asked for."""
     names = {
         "enter": "in_proj.weight",
@@ -278,7 +286,7 @@ def _mamba_tensors(layer: MambaConfig | Mamba2Config, width: int) -> dict:
 # ---- config.json
 
 
-class _Refused(Exception):
+class _Refused(ValueError):
     pass
 
 
@@ -489,7 +497,7 @@ _MAMBA = _TRANSFORMER._replace(
     norm="backbone.norm_f.weight",
     block="backbone.layers.{}.",
     layers=1,
-    tensors={MambaConfig: _mamba_tensors, Mamba2Config: _mamba_tensors},
+    tensors={MambaConfig: mamba_tensors, Mamba2Config: mamba_tensors},
 )
 FAMILIES = {
     "llama": _TRANSFORMER,

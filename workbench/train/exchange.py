@@ -7,27 +7,29 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax.numpy as jnp
+import numpy as np
 
 from workbench.config import RunConfig, TextEvaluation, UnknownData, to_json
 from workbench.count import count
 from workbench.data.tokenizer import loaded
-from workbench.exchange.huggingface import from_huggingface, tensors, to_huggingface
+from workbench.exchange import gguf, huggingface, state_spaces
+from workbench.exchange.huggingface import Imported, to_huggingface
 from workbench.model.names import named
-from workbench.record import write_json, write_text
+from workbench.record import read_json, write_json, write_text
 from workbench.train import checkpoint
 from workbench.train.environment import environment
 
 
 def import_run(source: Path | str, folder: Path | str, dtype: str = "float32") -> dict[str, Any]:
-    """Makes a run folder of a model that transformers saved, and returns its result.json: a run of no steps.
+    """Makes a run folder of a released model, and returns its result.json: a run of no steps. See `read`.
 
     Its data are unknown, and its parent is the source, by the hash of its tensors. Raises ValueError for what
-    `from_huggingface` refuses, and for a folder that is not empty.
+    cannot be read, and for a folder that is not empty.
     """
     source, folder = Path(source), Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; give a folder that is not there yet")
-    model, tokenizer, architecture = from_huggingface(source, dtype)
+    (model, tokenizer, architecture), tensors = read(source, dtype)
     name = source.resolve().name
     data = UnknownData(model.config.vocabulary)
     run = RunConfig("imported", name, model.config, data, TextEvaluation(), steps=1)
@@ -51,7 +53,7 @@ def import_run(source: Path | str, folder: Path | str, dtype: str = "float32") -
             {
                 "run": name,
                 "step": None,
-                "weights_hash": checkpoint.weights_hash(tensors(source)),
+                "weights_hash": checkpoint.weights_hash(tensors),
                 "relation": "imported",
                 "architecture": architecture,
             }
@@ -68,6 +70,15 @@ def import_run(source: Path | str, folder: Path | str, dtype: str = "float32") -
         checkpoint.wait(checkpoints)
     write_json(folder / "result.json", result)
     return result
+
+
+def read(source: Path, dtype: str = "float32") -> tuple[Imported, dict[str, np.ndarray]]:
+    """The model of a .gguf file, or of a folder of the mamba authors' or of transformers; and its tensors as stored."""
+    if source.suffix == ".gguf":
+        return gguf.from_gguf(source, dtype), gguf.tensors(source)
+    if "d_model" in (read_json(source / "config.json") or {}) and (source / "pytorch_model.bin").is_file():
+        return state_spaces.from_state_spaces(source, dtype), state_spaces.tensors(source)
+    return huggingface.from_huggingface(source, dtype), huggingface.tensors(source)
 
 
 def export_run(folder: Path | str, path: Path | str, step: int | Literal["best"] | None = None) -> str:

@@ -1,0 +1,74 @@
+"""Arrays out of a file that torch.save wrote, without torch, and without running what such a file may ask to be run.
+
+The file is a zip: a pickle that says what there is, and the bytes of every storage. Of what the pickle asks for, dicts,
+tensors and the kinds of storage are made here; anything else is refused by name, as torch's `weights_only` does.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+STORAGES = {
+    "DoubleStorage": np.dtype(np.float64),
+    "FloatStorage": np.dtype(np.float32),
+    "HalfStorage": np.dtype(np.float16),
+    "BFloat16Storage": np.dtype(jnp.bfloat16),
+}
+
+
+def read(path: Path | str) -> dict[str, np.ndarray]:
+    """The arrays by name, read-only and mapped. Raises ValueError for a file that holds, or asks for, anything else."""
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            listing = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            with archive.open(listing) as file:
+                found = _Unpickler(file, path, archive, listing.removesuffix("data.pkl")).load()
+    except (zipfile.BadZipFile, StopIteration) as error:
+        raise ValueError(f"{path} is no zip that torch.save wrote: of an old version, or not whole") from error
+    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}); fetch it again") from error
+    if not isinstance(found, dict) or not all(isinstance(array, np.ndarray) for array in found.values()):
+        raise ValueError(f"{path} holds more than arrays by name; give a file of weights alone (a state_dict)")
+    return dict(found)
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: Any, path: Path, archive: zipfile.ZipFile, prefix: str):
+        super().__init__(file)
+        self.path, self.archive, self.prefix = path, archive, prefix
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = {"collections.OrderedDict": OrderedDict, "torch._utils._rebuild_tensor_v2": _tensor}
+        known |= {f"torch.{kind}": dtype for kind, dtype in STORAGES.items()}
+        if (asked := f"{module}.{name}") not in known:
+            raise ValueError(
+                f"{self.path} asks for {asked}, which is not made of a checkpoint's bytes: only arrays are"
+            )
+        return known[asked]
+
+    def persistent_load(self, asked: tuple) -> np.ndarray:
+        """A storage, mapped where the zip holds it."""
+        _, dtype, key, _, size = asked
+        entry = self.archive.getinfo(f"{self.prefix}data/{key}")
+        with self.path.open("rb") as file:  # its own header comes before it: 30 bytes, name, extra field
+            file.seek(entry.header_offset + 26)
+            begin = entry.header_offset + 30 + sum(int.from_bytes(file.read(2), "little") for _ in range(2))
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != size * dtype.itemsize:
+            raise ValueError(f"{self.path}: storage {key} has {entry.file_size} bytes, not {size} of {dtype}")
+        return np.memmap(self.path, dtype, "r", begin, (size,)) if size else np.zeros(0, dtype)
+
+
+def _tensor(storage: np.ndarray, offset: int, shape: tuple, strides: tuple, *_: Any) -> np.ndarray:
+    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    if 0 not in shape and not (0 <= offset <= last < len(storage) and all(stride >= 0 for stride in strides)):
+        raise ValueError(f"a tensor of shape {shape} reaches to {last} in a storage of {len(storage)}")
+    strides = tuple(stride * storage.itemsize for stride in strides)
+    return np.lib.stride_tricks.as_strided(storage[offset:], shape, strides, writeable=False)
