@@ -102,7 +102,8 @@ def test_z_loss_adds_the_squared_logarithm_of_the_total_and_the_metrics_leave_it
     logits = np.asarray(model.logits(model(tokens, segments=segments).hidden), np.float64)
     z = np.log(np.exp(logits).sum(axis=-1))
     np.testing.assert_allclose(more - plain, 0.5 * np.sum(z**2 * batch["weights"]), rtol=1e-4)
-    assert others["nats"] == metrics["nats"] == plain
+    assert metrics["nats"] == plain
+    np.testing.assert_allclose(others["nats"], plain, rtol=2**-22)  # another program may add in another order
     _, stepped = updated(dataclasses.replace(run, z_loss=0.5))
     np.testing.assert_allclose(stepped["loss"], float(plain / metrics["weight"]), rtol=1e-6)
 
