@@ -29,7 +29,7 @@ def source(tmp_path) -> Path:
     return folder
 
 
-def test_an_imported_model_is_a_run_that_can_be_scored_generated_from_and_exported(source, tmp_path, capsys):
+def test_an_imported_model_is_a_run_that_says_where_it_is_from_and_is_exported_unchanged(source, tmp_path, capsys):
     run, out = tmp_path / "runs" / "mamba", tmp_path / "out"
     assert main(["import", str(source), str(run)]) == 0
     assert capsys.readouterr().out.startswith("mamba, ")
@@ -41,14 +41,6 @@ def test_an_imported_model_is_a_run_that_can_be_scored_generated_from_and_export
     assert (result["status"], parent["run"], parent["relation"]) == ("finished", "mamba-tied", "imported")
     assert len(parent["weights_hash"]) == 64 and parent["weights_hash"] != result["weights_hash"]
 
-    tokenizer = loaded((run / "tokenizer.json").read_bytes())
-    assert tokenizer.encode([b"abz"])[0].ids.tolist() == [2, 3, 27]
-    score = loglikelihood(subject(run), [("ab", "c")])[0]
-    logits = np.asarray(model.logits(model(jnp.array([[0, 2, 3]], jnp.int32)).hidden), np.float64)[0, -1]
-    assert score.log_probability == pytest.approx(logits[4] - np.log(np.exp(logits).sum()), abs=1e-4)
-
-    assert main(["generate", str(run), "ab", "--tokens", "5"]) == 0
-    assert capsys.readouterr().out.startswith("ab")
     assert main(["evaluate", str(run)]) == 2
     assert "the run's data is UnknownData" in capsys.readouterr().err
 
@@ -57,6 +49,22 @@ def test_an_imported_model_is_a_run_that_can_be_scored_generated_from_and_export
     assert theirs.keys() == written.keys()
     assert all(np.array_equal(theirs[name], written[name]) for name in theirs)
     assert json.loads((out / "tokenizer.json").read_text()) == json.loads((source / "tokenizer.json").read_text())
+
+
+@pytest.mark.slow
+def test_an_imported_model_with_its_tokenizer_is_scored_and_generated_from(source, tmp_path, capsys):
+    run = tmp_path / "mamba"
+    assert main(["import", str(source), str(run)]) == 0
+    capsys.readouterr()
+    _, model = load_model(run)
+    tokenizer = loaded((run / "tokenizer.json").read_bytes())
+    assert tokenizer.encode([b"abz"])[0].ids.tolist() == [2, 3, 27]
+    score = loglikelihood(subject(run), [("ab", "c")])[0]
+    logits = np.asarray(model.logits(model(jnp.array([[0, 2, 3]])).hidden), np.float64)[0, -1]
+    assert score.log_probability == pytest.approx(logits[4] - np.log(np.exp(logits).sum()), abs=1e-4)
+
+    assert main(["generate", str(run), "ab", "--tokens", "5"]) == 0
+    assert capsys.readouterr().out.startswith("ab")
 
 
 def test_a_folder_that_holds_something_is_left_alone(source, tmp_path, capsys):
