@@ -35,7 +35,7 @@ EVERY = 5  # steps between checkpoints
 def heavy(run):
     """Weights and optimizer of 50 MB, so that a save lasts for several steps."""
     model = dataclasses.replace(run.model, vocabulary=2**17)
-    return dataclasses.replace(run, model=model, steps=40, evaluate_every=0, checkpoint_every=EVERY)
+    return dataclasses.replace(run, model=model, evaluate_every=0, checkpoint_every=EVERY)
 
 
 def writing(folder):
@@ -44,12 +44,15 @@ def writing(folder):
 
 
 @pytest.mark.parametrize(
-    ("kills", "seed"), [(2, 0), pytest.param(10, 1, marks=pytest.mark.slow)], ids=["a few times", "many times"]
+    ("kills", "steps", "seed"),
+    [(2, 20, 0), pytest.param(10, 40, 1, marks=pytest.mark.slow)],
+    ids=["a few times", "many times"],
 )
 @pytest.mark.parametrize("moment", ["at random", "while a checkpoint is written"])
 def test_a_run_that_is_killed_resumes_from_a_whole_checkpoint_and_ends_as_if_it_had_not_been(
-    heavy, tmp_path, root, kills, seed, moment
+    heavy, tmp_path, root, kills, steps, seed, moment
 ):
+    heavy = dataclasses.replace(heavy, steps=steps)
     notes = tmp_path / "notes"
     config = to_json(heavy)
     config["data"]["file"] = str(Path(__file__).with_name("toy.py"))

@@ -34,7 +34,7 @@ LAYOUTS = {
 }
 
 
-def config(dtype):
+def config(dtype, periods):
     symbols = {
         "S": MambaConfig(state=4, inner=32),
         "M": Mamba2Config(state=8, head_dim=8, inner=32),
@@ -43,30 +43,29 @@ def config(dtype):
     }
     data = PhonebookConfig(names=20, digits=2, entries=(2, 4), length=32, batch=16)
     return RunConfig(
-        "study", "mixed", ModelConfig("SM*-" * 2, 16, data.vocabulary, symbols, dtype=dtype), data, None,
+        "study", "mixed", ModelConfig("SM*-" * periods, 16, data.vocabulary, symbols, dtype=dtype), data, None,
         OptimizerConfig(learning_rate=1e-2), steps=20, log_every=1,
     )  # fmt: skip
 
 
 def program(*arguments, **environment):
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, __file__, *arguments], env=os.environ | flags | environment, capture_output=True, text=True
-    )
+    eight = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    environment = os.environ | {"XLA_FLAGS": eight, "JAX_PLATFORMS": "cpu"} | environment
+    done = subprocess.run([sys.executable, __file__, *arguments], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tolerance", "layouts"),
+    ("dtype", "tolerance", "periods", "layouts"),
     [
-        ("float32", 1e-5, ["one", "2 x 2 x 2, in two parts"]),
-        pytest.param("float32", 1e-5, list(LAYOUTS), marks=pytest.mark.slow),
-        pytest.param("float64", 1e-10, list(LAYOUTS), marks=pytest.mark.slow),
+        ("float32", 1e-5, 1, ["one", "2 x 2 x 2, in two parts"]),
+        pytest.param("float32", 1e-5, 2, list(LAYOUTS), marks=pytest.mark.slow),
+        pytest.param("float64", 1e-10, 2, list(LAYOUTS), marks=pytest.mark.slow),
     ],
 )
-def test_every_layout_gives_one_devices_loss_curve(dtype, tolerance, layouts):
-    curves = program(dtype, *layouts, JAX_ENABLE_X64="1" if dtype == "float64" else "0")
+def test_every_layout_gives_one_devices_loss_curve(dtype, tolerance, periods, layouts):
+    curves = program(dtype, str(periods), *layouts, JAX_ENABLE_X64="1" if dtype == "float64" else "0")
     assert len(curves["one"]) == 20 and curves["one"][-1] < 0.9 * curves["one"][0]
     for name, curve in curves.items():
         np.testing.assert_allclose(curve, curves["one"], rtol=tolerance, err_msg=name)
@@ -96,8 +95,10 @@ if __name__ == "__main__":
 
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name in sys.argv[2:]:
-            train(config(sys.argv[1]), Path(folder) / name, {}, layout=LAYOUTS[name], progress=False, wandb="disabled")
+        dtype, periods, *names = sys.argv[1:]
+        for name in names:
+            run, layout = config(dtype, int(periods)), LAYOUTS[name]
+            train(run, Path(folder) / name, {}, layout=layout, progress=False, wandb="disabled")
             rows = (Path(folder) / name / "metrics.jsonl").read_text().splitlines()
             found[name] = [json.loads(row)["loss"] for row in rows]
     print(json.dumps(found))

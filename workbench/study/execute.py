@@ -397,7 +397,10 @@ def _end(work: _Work, job: _Job, error: str | None) -> None:
 
 
 def _stop(work: _Work) -> None:
-    """Stops the kernels: asks, and after 20 seconds or another Ctrl-C no longer asks."""
+    """Stops the kernels: asks, and after 20 seconds or another Ctrl-C no longer asks.
+
+    By SIGTERM, at which training saves and any other process ends: a kernel between two cells is deaf to SIGINT.
+    """
     work.stopping.set()
     tqdm.write("stopping; the same command resumes where this stopped")
     asked = set()
@@ -405,7 +408,7 @@ def _stop(work: _Work) -> None:
     try:
         while work.jobs and time.monotonic() < until:
             for job in list(work.jobs.values()):
-                if job.run.name not in asked and _signal(job, signal.SIGINT):
+                if job.run.name not in asked and _signal(job, signal.SIGTERM):
                     asked.add(job.run.name)
             time.sleep(0.2)
     except KeyboardInterrupt:
