@@ -520,7 +520,7 @@ tbody tr:last-child td { border-bottom: 0; }
 th.n { white-space: normal; }
 td small { display: block; color: var(--soft); font-size: 11.5px; }
 td i { display: inline-block; width: 10px; height: 10px; border-radius: 50%; margin-right: 7px; }
-td:first-child { white-space: nowrap; }
+td:first-child { min-width: 11em; }
 tr.out { color: var(--soft); }
 tr.same td { color: var(--soft); }
 .tag { margin-left: 17px; padding: 1px 7px; border-radius: 99px; border: 1px solid var(--warn-line); font-size: 11.5px;
