@@ -33,6 +33,9 @@ def words(task: str) -> Words:
     return WORDS.get(task, Words())
 
 
+PLACES = ("step", "tokens", "flops", "seconds")  # what a curve may be drawn against
+
+
 @dataclass(frozen=True)
 class Run:
     """What one run folder holds, as plain JSON. `status` is "finished" or says how far the run came."""
@@ -128,31 +131,18 @@ class Run:
 
     def curve(self) -> list[dict[str, Any]]:
         """Rows of {step, tokens, flops, seconds, loss} as far as they were logged."""
-        times = [(row["step"], row["seconds"]) for row in self.timing if "seconds" in row]
-        out = []
-        for row in self.metrics:
-            if "loss" not in row:
-                continue
-            kept = {key: row[key] for key in ("step", "tokens", "flops", "loss") if key in row}
-            if times:
-                kept["seconds"] = float(np.interp(row["step"], *zip(*times, strict=True)))
-            out.append(kept)
-        return out
+        rows = self._timed([row for row in self.metrics if "loss" in row])
+        return [{key: row[key] for key in (*PLACES, "loss") if key in row} for row in rows]
 
     def select_curve(self) -> list[dict[str, Any]]:
         """Rows of {step, tokens, flops, seconds, exact_match, ...}: what was measured on the select split on the way.
 
         `exact_match` is the mean over the sizes in training.
         """
-        times = [(row["step"], row["seconds"]) for row in self.timing if "seconds" in row]
         out = []
-        for row in self.metrics:
+        for row in self._timed([row for row in self.metrics if any(key.startswith("select/") for key in row)]):
             values = {key.removeprefix("select/"): v for key, v in row.items() if key.startswith("select/")}
-            if not values:
-                continue
-            kept = {key: row[key] for key in ("step", "tokens", "flops") if key in row}
-            if times:
-                kept["seconds"] = float(np.interp(row["step"], *zip(*times, strict=True)))
+            kept = {key: row[key] for key in PLACES if key in row}
             sizes = [_ending(values, f"exact_match/{k}") for k in self.trained_entries]
             if sizes and None not in sizes:
                 kept["exact_match"] = float(np.mean(sizes))
@@ -160,6 +150,14 @@ class Run:
                 kept["bits_per_byte"] = bits
             out.append(kept)
         return out
+
+    def _timed(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The rows with the seconds of training at their steps, between those that were logged."""
+        times = [(row["step"], row["seconds"]) for row in self.timing if "seconds" in row]
+        if not times:
+            return rows
+        seconds = np.interp([row["step"] for row in rows], *zip(*times, strict=True))
+        return [row | {"seconds": float(at)} for row, at in zip(rows, seconds, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from workbench.study import judge, statistics
-from workbench.study.collect import Run, Study, words
+from workbench.study.collect import PLACES, Run, Study, words
 from workbench.study.statistics import LEAST_SEEDS
 
 # Okabe & Ito's palette, without its yellow, which is too pale on white
@@ -203,10 +203,9 @@ def learning(study: Study, task: str) -> Drawing:
                 y = 100 * y if key == "exact_match" else y
                 ax.plot(x, y, color=known[run.arm].colour, linewidth=1.3, alpha=0.8)
                 if column == 0:
-                    names = ("step", "tokens", "flops", "seconds")
                     rows += [
                         {"arm": run.arm, "seed": run.replicate[1], "measure": key, "value": row[key]}
-                        | {name: row.get(name) for name in names}
+                        | {name: row.get(name) for name in PLACES}
                         for row in curve(run)
                         if key in row
                     ]
