@@ -92,11 +92,12 @@ def _again(run: RunConfig, folder: Path, start: int, end: int) -> tuple[dict[int
             raise _Enough
 
     with tempfile.TemporaryDirectory() as place:
-        here = Path(place) / folder.name
-        here.mkdir()
+        here = Path(place) / "study" / folder.name
+        here.mkdir(parents=True)
         shutil.copy(folder / "config.json", here)
-        if run.parent is not None:
-            (Path(place) / run.parent.run).symlink_to(folder.resolve().parent / run.parent.run)
+        if run.parent is not None and not (beside := here.parent / run.parent.run).exists():
+            beside.parent.mkdir(parents=True, exist_ok=True)
+            beside.symlink_to(folder.resolve().parent / run.parent.run)
         if start:
             shutil.copytree(folder / "checkpoints" / str(start), here / "checkpoints" / str(start))
         try:
