@@ -286,16 +286,13 @@ OF_ITEMS = ("items", "documents", "bytes", "entries", "depth", "chance", "start"
 
 
 def _of_items(value: Any) -> Any:
-    """An evaluation's parts under these names, and how many books have a score; None where there are none."""
+    """What stands under these names, and how long lists of scores are; None where there is nothing of the kind."""
     if isinstance(value, dict):
-        found = {
-            key: item if key in OF_ITEMS else {size: len(books) for size, books in item.items()}
-            if key == "per_book" else _of_items(item)
-            for key, item in value.items()
-        }  # fmt: skip
+        found = {key: item if key in OF_ITEMS else _of_items(item) for key, item in value.items()}
         return {key: item for key, item in found.items() if item is not None} or None
     if isinstance(value, list):
-        return [_of_items(item) for item in value] or None
+        found = [_of_items(item) for item in value]
+        return found if any(item is not None for item in found) else len(found)
     return None
 
 

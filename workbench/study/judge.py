@@ -298,8 +298,9 @@ def checks(study: Study, task: str) -> list[Check]:
     if trials:
         count = {arm: len(each) for arm, each in trials.items()}
         detail = ", ".join(f"{arm} {number}" for arm, number in count.items())
-        grids = {_plain(sorted(trial[1:3] for trial in each)) for each in trials.values()}
-        detail += "" if len(grids) == 1 or len(set(count.values())) > 1 else ", of other rates or seeds"
+        tuning = {arm: study.select("tuning", task=task, arm=arm) for arm in trials}
+        grids = {_plain(sorted([_rate(r), *r.replicate, r.config["steps"]] for r in each)) for each in tuning.values()}
+        detail += "" if len(grids) == 1 or len(set(count.values())) > 1 else ", of other rates, seeds or steps"
         found.append(Check("same tuning trials for every arm", len(grids) == 1, detail))
         found.append(Check("rates are those that the select split chose", *same(_misused(runs, trials), "as reported")))
     longer = study.select("extended", task=task)
@@ -358,20 +359,18 @@ def trials_of(study: Study, task: str) -> dict[str, list[Trial]]:
     """The tuning runs of every arm that is reported or was tuned; {} where nothing was tuned."""
     tuned = study.select("tuning", task=task)
     arms = dict.fromkeys([*study.arms("result", task=task), *(run.arm for run in tuned)]) if tuned else {}
-    rate = "learning_rate"
-    return {
-        arm: [
-            Trial(r.name, r.config["optimizer"][rate], r.replicate[1], r.result) for r in tuned if r.arm == arm
-        ]
-        for arm in arms
-    }  # fmt: skip
+    return {arm: [Trial(r.name, _rate(r), r.replicate[1], r.result) for r in tuned if r.arm == arm] for arm in arms}
+
+
+def _rate(run: Run) -> float:
+    return run.config["optimizer"]["learning_rate"]
 
 
 def _misused(runs: Sequence[Run], trials: dict[str, list[Trial]]) -> list[str]:
     """Arms that were not run with the rate that their trials choose on the select split."""
     found = []
     for arm, each in trials.items():
-        rates = sorted({run.config["optimizer"]["learning_rate"] for run in runs if run.arm == arm})
+        rates = sorted({_rate(run) for run in runs if run.arm == arm})
         if not each or not rates:
             continue
         try:
