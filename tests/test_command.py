@@ -8,9 +8,10 @@ import pytest
 from workbench import __version__
 from workbench.command import main
 
-COMMANDS = tuple(
-    ["run", "report", "status", "seeds", "diff", "sizes", "plan", "evaluate", "speed", "generate", "extend", "check"]
-)
+COMMANDS = (
+    "run", "report", "status", "seeds", "diff", "verify", "sizes", "plan", "evaluate", "speed", "generate", "extend",
+    "check",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)

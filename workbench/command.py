@@ -138,6 +138,22 @@ Exit status 0 where nothing differs, 1 where something does.""",
     each.add_argument("second", metavar="RUN_FOLDER")
 
     each = command(
+        "verify",
+        _verify,
+        "check a study's certificate against its folders, and by doing part of its runs again",
+        """examples:
+  workbench verify runs/phonebook
+  workbench verify runs/phonebook --replay 200     also: streams rebuilt, 200 steps twice a run, its test again
+
+Names the first thing that does not hold, with exit status 1. Without --replay, files that were changed along with
+their hashes pass where they agree with one another.""",
+    )
+    each.add_argument("folder", metavar="STUDY_FOLDER")
+    each.add_argument(
+        "--replay", type=int, default=0, metavar="N", help="train N steps of every run again (default: 0, none)"
+    )
+
+    each = command(
         "sizes",
         _sizes,
         "print parameters, FLOPs a token and state bytes of an experiment's architectures",
@@ -361,6 +377,17 @@ def _diff(given: argparse.Namespace) -> int:
     found = diff.diff(given.first, given.second)
     print(diff.describe(found))
     return 1 if any(found.values()) else 0
+
+
+def _verify(given: argparse.Namespace) -> int:
+    from workbench.study.verify import describe, verify
+
+    broken = []
+    for finding in verify(given.folder, given.replay):
+        print(describe(finding), flush=True)
+        broken += [finding] if finding.holds is False else []
+    print(f"\nThe first that does not hold: {broken[0].what}: {broken[0].detail}" if broken else "\nIt holds.")
+    return 1 if broken else 0
 
 
 def _sizes(given: argparse.Namespace) -> None:

@@ -45,6 +45,8 @@ class Run:
     result: dict[str, Any] = field(default_factory=dict)
     metrics: list[dict[str, Any]] = field(default_factory=list)
     timing: list[dict[str, Any]] = field(default_factory=list)
+    initial: dict[str, Any] = field(default_factory=dict)  # what it started from; {} for runs older than that record
+    environment: dict[str, Any] = field(default_factory=dict)
     status: str = FINISHED
     problem: str = ""  # what is known of a failure
 
@@ -128,6 +130,11 @@ class Run:
     def _bits(self, measure: str) -> Interval | None:
         found = self.evaluation("bits_per_byte").get(measure)
         return interval(found) if found else None
+
+    @property
+    def items(self) -> dict[str, Any]:
+        """What the evaluation on test says of its items, which no model changes: how many, of what, how hard."""
+        return _of_items(self.result.get("evaluation", {})) or {}
 
     def curve(self) -> list[dict[str, Any]]:
         """Rows of {step, tokens, flops, seconds, loss} as far as they were logged."""
@@ -243,6 +250,7 @@ def _run(folder: Path) -> Run:
     try:
         result = read_json(folder / "result.json") or {}
         metrics, timing = (read_rows(folder / name) for name in ("metrics.jsonl", "timing.jsonl"))
+        initial, environment = (read_json(folder / name) or {} for name in ("initial.json", "environment.json"))
     except ValueError as error:
         return Run(folder.name, config, status="unreadable", problem=str(error))
     problem = result.get("error") or _notebook_error(folder / "train.ipynb")
@@ -250,7 +258,8 @@ def _run(folder: Path) -> Run:
     if status is None:
         last = max((row.get("step", 0) for row in metrics), default=0)
         status = f"{'failed' if problem else 'unfinished'} at step {last} of {config.get('steps', '?')}"
-    return Run(folder.name, config, result, metrics, timing, status, "" if status == FINISHED else problem)
+    problem = "" if status == FINISHED else problem
+    return Run(folder.name, config, result, metrics, timing, initial, environment, status, problem)
 
 
 def _notebook_error(path: Path) -> str:
@@ -269,6 +278,20 @@ def _notebook_error(path: Path) -> str:
 def _ending(values: dict[str, float], measure: str) -> float | None:
     """The value of `EVALUATION/measure`, whatever the evaluation is called; None if there is none."""
     return next((v for key, v in values.items() if f"/{key}".endswith(f"/{measure}")), None)
+
+
+OF_ITEMS = ("items", "documents", "bytes", "entries", "depth", "chance", "start", "end", "trained_entries", "baselines")
+
+
+def _of_items(value: Any) -> Any:
+    """What stands under these names, and how long lists of scores are; None where there is nothing of the kind."""
+    if isinstance(value, dict):
+        found = {key: item if key in OF_ITEMS else _of_items(item) for key, item in value.items()}
+        return {key: item for key, item in found.items() if item is not None} or None
+    if isinstance(value, list):
+        found = [_of_items(item) for item in value]
+        return found if any(item is not None for item in found) else len(found)
+    return None
 
 
 # ---- the record of a study

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import special
 
+from workbench.config import differences
 from workbench.evaluate.interval import holm
-from workbench.study import statistics
+from workbench.study import statistics, tune
 from workbench.study.collect import Run, Study, words
 from workbench.study.statistics import CHECKPOINTS, Difference, Interval, Paired
+from workbench.study.tune import Trial
 
 TRAINED = 0.95  # exact match on the smallest book, in every seed
 LONG_MATCH, LONG_LOSS = 0.02, 0.01  # what twice the steps may change: exact match, and the loss as a fraction
@@ -131,6 +133,7 @@ def one_stream(runs: Sequence[Run]) -> dict[str, str]:
             continue
         (digest, steps), count = streams.most_common(1)[0]
         most = None not in (digest, steps) and 2 * count > len(group)
+        right = [run for run in group if (run.result.get("digest"), run.result.get("steps")) == (digest, steps)]
         for run in group:
             own = run.result.get("digest"), run.result.get("steps")
             if own == (digest, steps) and most:
@@ -139,12 +142,19 @@ def one_stream(runs: Sequence[Run]) -> dict[str, str]:
                 why = "no digest of its token stream is recorded"
             elif not most:
                 why = f"the arms' token streams differ (its digest {_short(own[0])}, {own[1]} steps)"
+            elif (mine := _tokenizer(run)) != (theirs := _tokenizer(right[0])):
+                why = f"another tokenizer made its tokens ({_short(mine)}, the others {_short(theirs)})"
             elif own[0] == digest or own[1] != steps:
                 why = f"{own[1]} steps where the others took {steps}"
             else:
                 why = f"its token stream differs (digest {_short(own[0])}, the others {_short(digest)})"
             wrong[run.name] = f"data seed {seed}{f', extended to {length}' if length else ''}: {why}"
     return wrong
+
+
+def _tokenizer(run: Run) -> Any:
+    """Its hash; None where the data are no text."""
+    return run.result.get("data", {}).get("tokenizer")
 
 
 def _short(digest: Any) -> str:
@@ -258,16 +268,16 @@ def checks(study: Study, task: str) -> list[Check]:
     sizes = {run.arm: run.result["non_embedding_parameters"] for run in done}
     spread = max(sizes.values()) / min(sizes.values()) - 1 if sizes else 0.0
     steps = sorted({run.result.get("steps") for run in done})
-    evaluations = {_plain(run.config.get("evaluation")) for run in runs}
-    recipes = {
-        _plain({k: v for k, v in run.config.get("optimizer", {}).items() if k != "learning_rate"}) for run in runs
-    }
+    evaluations = unequal(runs, "evaluation") + _other_items(done)
+    recipes = unequal(runs, "optimizer", but=("optimizer.learning_rate",))
+    settings = unequal(runs, "model", "data", "z_loss", but=("model.pattern", "model.symbols", "data.seed"))
+    trials = trials_of(study, task)
     removed = [run for run in study.select("result", "control", task=task) if run.evaluation("removed").get("removed")]
     tuned = {run.replicate for run in study.select("tuning", task=task)}
     both = tuned & {run.replicate for run in runs}
 
-    def same(values: set[str], yes: str) -> tuple[bool, str]:
-        return len(values) <= 1, yes if len(values) <= 1 else "the configs differ"
+    def same(differing: list[str], yes: str) -> tuple[bool, str]:
+        return not differing, "; ".join(differing) or yes
 
     found = [
         Check(
@@ -280,10 +290,19 @@ def checks(study: Study, task: str) -> list[Check]:
         Check("non-embedding parameters within 2 %", spread <= MATCHED, f"they spread by {100 * spread:.2f} %"),
         Check("same evaluation", *same(evaluations, "same items, same sizes")),
         Check("same optimizer apart from the rate", *same(recipes, "one recipe")),
+        Check("same settings outside the layers", *same(settings, "data, width, vocabulary, norm, dtype and loss")),
         Check(
             "no seed is tuned on and reported", not both, f"{len(tuned)} tuning seeds" if tuned else "no tuning here"
         ),
     ]
+    if trials:
+        count = {arm: len(each) for arm, each in trials.items()}
+        detail = ", ".join(f"{arm} {number}" for arm, number in count.items())
+        tuning = {arm: study.select("tuning", task=task, arm=arm) for arm in trials}
+        grids = {_plain(sorted([_rate(r), *r.replicate, r.config["steps"]] for r in each)) for each in tuning.values()}
+        detail += "" if len(grids) == 1 or len(set(count.values())) > 1 else ", of other rates, seeds or steps"
+        found.append(Check("same tuning trials for every arm", len(grids) == 1, detail))
+        found.append(Check("rates are those that the select split chose", *same(_misused(runs, trials), "as reported")))
     longer = study.select("extended", task=task)
     for length in sorted({run.length for run in longer}):
         off = one_stream([run for run in longer if run.length == length])
@@ -302,6 +321,76 @@ def checks(study: Study, task: str) -> list[Check]:
         name = f"twice the steps change little ({limits} or {LOSS_FLOOR:g} nats)"
         found.append(Check(name, not unsettled, detail, True))
     return found
+
+
+def unequal(runs: Sequence[Run], *sections: str, but: Sequence[str] = ()) -> list[str]:
+    """Settings in these sections of the config in which runs differ: `optimizer.clip: 0.1 (mamba), 1.0 (hybrid)`."""
+    leaves = [{k: v for name in sections for k, v in _leaves(run.config.get(name), name).items()} for run in runs]
+    out = []
+    for path in dict.fromkeys(path for each in leaves for path in each):
+        if any(path == name or path.startswith(f"{name}.") for name in but):
+            continue
+        arms: dict[str, dict[str, None]] = {}
+        for run, each in zip(runs, leaves, strict=True):
+            arms.setdefault(_plain(each.get(path)), {})[run.arm] = None
+        if len(arms) > 1:
+            out.append(f"{path}: " + ", ".join(f"{value} ({listed(list(names))})" for value, names in arms.items()))
+    return out
+
+
+def _leaves(value: Any, path: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {path: value}
+    return {k: v for name, item in value.items() for k, v in _leaves(item, f"{path}.{name}").items()}
+
+
+def _other_items(runs: Sequence[Run]) -> list[str]:
+    """Of finished runs: the first of the test's items in which those of one replicate differ."""
+    found = []
+    for replicate in sorted({run.replicate for run in runs}):
+        group = [run for run in runs if run.replicate == replicate]
+        for run in group[1:]:
+            other = differences(group[0].items, run.items)
+            found += [f"items of {run.arm} beside {group[0].arm}: {other[0]}"] if other else []
+    return found
+
+
+def trials_of(study: Study, task: str) -> dict[str, list[Trial]]:
+    """The tuning runs of every arm that is reported or was tuned; {} where nothing was tuned."""
+    tuned = study.select("tuning", task=task)
+    arms = dict.fromkeys([*study.arms("result", task=task), *(run.arm for run in tuned)]) if tuned else {}
+    return {arm: [Trial(r.name, _rate(r), r.replicate[1], r.result) for r in tuned if r.arm == arm] for arm in arms}
+
+
+def _rate(run: Run) -> float:
+    return run.config["optimizer"]["learning_rate"]
+
+
+def _misused(runs: Sequence[Run], trials: dict[str, list[Trial]]) -> list[str]:
+    """Arms that were not run with the rate that their trials choose on the select split."""
+    found = []
+    for arm, each in trials.items():
+        rates = sorted({_rate(run) for run in runs if run.arm == arm})
+        if not each or not rates:
+            continue
+        try:
+            best = tune.choice(each)["learning_rate"]
+        except ValueError as error:
+            found.append(str(error))
+            continue
+        if rates != [best]:
+            on_test = rates == [chosen_on_test(each)]
+            why = "; the test split chooses that, and must not select" if on_test else ""
+            found.append(f"{arm} was run with {', '.join(f'{rate:g}' for rate in rates)}, chosen is {best:g}{why}")
+    return found
+
+
+def chosen_on_test(trials: Sequence[Trial]) -> float | None:
+    """The rate that the trials would choose by their evaluations on test, if these tell."""
+    try:
+        return tune.choice(trials, "evaluation")["learning_rate"]
+    except (KeyError, ValueError):
+        return None
 
 
 def above_chance(runs: Sequence[Run]) -> list[str]:

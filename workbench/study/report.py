@@ -14,17 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from workbench.record import write_json, write_text
-from workbench.study import figures, judge
+from workbench.study import certificate, figures, judge
 from workbench.study.collect import Study, collect, study_json, words
 from workbench.study.statistics import LEAST_SEEDS
 
 
 def report(folder: str | Path) -> Path:
-    """Writes study.json, figures/*.png and *.csv, and report.html into a study's folder; the path of the page."""
+    """Writes study.json, certificate.json, figures/*.png and *.csv, and report.html into a study's folder.
+
+    Returns the path of the page.
+    """
     study = collect(folder)
     drawings = figures.drawings(study)
     record = study_json(study)
     write_json(study.folder / "study.json", _plain(record))
+    certificate.write(study)
     images = study.folder / "figures"
     images.mkdir(exist_ok=True)
     for drawing in drawings:
@@ -207,7 +211,8 @@ def pasted(study: Study, form: str) -> str:
             body.append([line[0] + ("" if verdict.ranked else " (not ranked)"), *line[1:]])
         right = [number for _, number in columns(study, task)]
         out.append(_markdown(heads, body, right) if form == "markdown" else _latex(heads, body, right))
-    said = f"{judge.first_line(study)} Made by `{command(study)}`."
+    proof = certificate.hash_of(certificate.claims(study))[:12]
+    said = f"{judge.first_line(study)} Made by `{command(study)}`; certificate {proof}."
     return "\n\n".join([*out, said if form == "markdown" else f"% {said}"])
 
 
@@ -383,7 +388,39 @@ def _checks(study: Study) -> str:
             for check in judge.checks(study, task)
         )
         out.append(f"<h3>{escape(task.capitalize())}</h3><ul class='checks'>{lines}</ul>{_digests(study, task)}")
-    return f"<section><h2>Is it fair?</h2>{''.join(out)}</section>"
+    return f"<section><h2>Is it fair?</h2>{''.join(out)}{_certificate(study)}</section>"
+
+
+def _certificate(study: Study) -> str:
+    """Its hash and how to check it; folded under that, what it claims of every arm and of the code."""
+    claimed = certificate.claims(study)
+    lines = []
+    for task, about in claimed["tasks"].items():
+        for arm, its in about["arms"].items():
+            first = claimed["runs"][study.select("result", "control", task=task, arm=arm)[0].name]
+            start, chosen = its["parameters"] or {}, first["implementation"] or {}
+            decayed = f"{sum(each['decayed'] for each in start.values())} of {len(start)}" if start else "–"
+            operations = ", ".join(f"{name} {form}" for name, form in chosen.items())
+            lines.append(
+                f"<tr><td>{escape(f'{task}, {arm}')}</td><td class='n'>{_short(first['train_flops'])}</td>"
+                f"<td class='n'>{len(its['trials']) or '–'}</td><td class='n'>{decayed}</td>"
+                f"<td>{escape(operations) or '–'}</td></tr>"
+            )
+    code = [(each["git"] or {}, len(each["runs"])) for each in claimed["code"]]
+    said = "; ".join(
+        f"{git.get('commit', 'no commit')[:12]}{' and uncommitted changes' * git.get('dirty', False)}, {runs} runs"
+        for git, runs in code
+    )
+    return (
+        f"<p class='note'>Certificate <code>{certificate.hash_of(claimed)[:12]}</code>: what this comparison rests on, "
+        "linked to the run folders by hashes. <code>workbench verify</code> checks it, and with "
+        "<code>--replay 200</code> by training and scoring again.</p>"
+        "<details><summary>What the certificate claims</summary><div class='scroll'><table><thead><tr><th>arm</th>"
+        "<th class='n'>training FLOPs</th><th class='n'>tuning trials</th><th class='n'>parameters decayed</th>"
+        f"<th>implementation</th></tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+        f"<p class='note'>Code: {escape(said) or 'not recorded'}. Each parameter's initialisation, each run's hashes, "
+        "packages and hosts: certificate.json.</p></details>"
+    )
 
 
 def _digests(study: Study, task: str) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from workbench.config import RunConfig
 from workbench.record import read_json, write_json
@@ -68,29 +67,47 @@ def choose(experiment: Experiment) -> dict:
     Raises ValueError if a tuning run has not ended, since a choice among fewer would not be the same for every arm.
     """
     check_grid(experiment.tuning)
-    choices = []
+    choices, place = [], experiment.folder
     for name, arms in _grouped(experiment.tuning).items():
         for arm, runs in arms.items():
-            choices.append({"task": name, "arm": arm} | _choice(experiment.folder, runs))
+            results = [read_json(place / run.name / "result.json") or {} for run in runs]
+            rates = [run.optimizer.learning_rate for run in runs]
+            trials = [Trial(r.name, rate, r.seed, f) for r, rate, f in zip(runs, rates, results, strict=True)]
+            choices.append({"task": name, "arm": arm} | choice(trials))
     value = {"scale": experiment.scale, "choices": choices}
     write_json(experiment.folder / "tuning.json", value)
     return value
 
 
-def _choice(folder: Path, runs: Sequence[RunConfig]) -> dict:
+class Trial(NamedTuple):
+    """A tuning run; `result` is its result.json."""
+
+    run: str
+    learning_rate: float
+    seed: int
+    result: dict[str, Any]
+
+
+def choice(trials: Sequence[Trial], split: str = "select") -> dict:
+    """What an arm's trials choose; see `choose`.
+
+    split: the part of a result that is judged; "evaluation", which is on test, shows what must not have been chosen by.
+    """
     values: dict[float, list[float]] = {}
     measured = None
-    for run in sorted(runs, key=lambda run: (run.optimizer.learning_rate, run.seed)):
-        result = read_json(folder / run.name / "result.json") or {}
+    for name, rate, _, result in sorted(trials, key=lambda trial: (trial.learning_rate, trial.seed)):
         if result.get("status") == "finished":
-            measured, value = measure(result["select"])
+            measured, value = measure(result[split])
         elif result.get("status") == "nan":
             value = -math.inf
         else:
-            raise ValueError(f"tuning run {run.name} is not finished; run with --tune again, then the rates are chosen")
-        values.setdefault(run.optimizer.learning_rate, []).append(value)
+            raise ValueError(f"tuning run {name} is not finished; run with --tune again, then the rates are chosen")
+        values.setdefault(rate, []).append(value)
     if measured is None:
-        raise ValueError(f"every tuning run of {runs[0].arm} ended in NaN; the grid needs smaller rates, for every arm")
+        raise ValueError(
+            f"every tuning run of an arm ended in NaN ({trials[0].run} and the others); the grid needs smaller rates, "
+            "for every arm"
+        )
     means = {rate: sum(each) / len(each) for rate, each in values.items()}
     best = max(means, key=lambda rate: (means[rate], rate not in (min(means), max(means)), -rate))
     sign = MEASURES[measured]
@@ -98,7 +115,7 @@ def _choice(folder: Path, runs: Sequence[RunConfig]) -> dict:
         "learning_rate": best,
         "at_edge": best in (min(means), max(means)),
         "measure": measured,
-        "seeds": sorted({run.seed for run in runs}),
+        "seeds": sorted({trial.seed for trial in trials}),
         "rates": [
             {
                 "learning_rate": rate,

@@ -168,6 +168,18 @@ def load_model(folder: Path | str, step: int | Literal["best"] | None = None) ->
     return run, put(jax.eval_shape(lambda: create(run.model, run.seed)), arrays)
 
 
+def hashes(folder: Path | str) -> dict[int, str]:
+    """The hash of the weights of every checkpoint of a run, by step. Raises ValueError for a damaged one."""
+    if not _place(Path(folder)).is_dir():
+        return {}
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with ocp.CheckpointManager(_place(Path(folder)), options=options) as checkpoints:
+        try:
+            return {step: _facts(checkpoints, step)["hashes"]["model"] for step in sorted(checkpoints.all_steps())}
+        except _Damaged as damage:
+            raise ValueError(f"a checkpoint in {folder} is damaged: {damage}") from damage
+
+
 def put(tree: Any, arrays: dict[str, np.ndarray]) -> Any:
     """The tree with the arrays of these names on the device."""
     return restored(tree, {name: jnp.array(array) for name, array in arrays.items()})

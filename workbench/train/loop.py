@@ -10,6 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from workbench.model.language_model import create
 from workbench.model.names import named
 from workbench.record import add_row, keep_rows, read_json, read_rows, write_json, write_text
 from workbench.train import checkpoint, track
+from workbench.train.audit import audit
 from workbench.train.checkpoint import Position
 from workbench.train.environment import decisive_differences, environment
 from workbench.train.layout import ROWS, check_rows, make_mesh, shardings
@@ -82,7 +84,7 @@ def train(
             return result
         if result is not None and result["status"] == "nan":
             raise TrainingFailed(f"{result['error']} (recorded earlier; delete {folder} to try again)")
-        _record_environment(folder)
+        _record_environment(folder, layout or Layout())
         if jax.default_backend() == "cpu":
             keep_freed_memory()
         tracker = track.start(run, folder, wandb)
@@ -226,6 +228,7 @@ def _start(run: RunConfig, folder: Path, checkpoints) -> tuple[Any, Any, Positio
         if run.parent is not None:
             model, parent = inherit(run, folder, model)
             position.parents.append(parent)
+        write_json(folder / "initial.json", audit(model))
         return model, opt_state, position
     return checkpoint.put(model, found.model), checkpoint.put(opt_state, found.optimizer), found.position
 
@@ -370,9 +373,12 @@ def _hold(lock: Any, folder: Path) -> None:
     raise RuntimeError(f"another process trains in {folder}; wait for it, or stop it and run again")
 
 
-def _record_environment(folder: Path) -> None:
-    """Writes environment.json; of a resumed run also those before that differed, after a warning if it matters."""
-    before, now = read_json(folder / "environment.json"), environment()
+def _record_environment(folder: Path, layout: Layout) -> None:
+    """Writes environment.json; of a resumed run also those before that differed, after a warning if it matters.
+
+    The layout stands beside what the run ran on: it changes a run by rounding alone.
+    """
+    before, now = read_json(folder / "environment.json"), environment() | {"layout": asdict(layout)}
     earlier = []
     if before is not None:
         earlier = before.pop("earlier", [])

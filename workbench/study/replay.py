@@ -1,0 +1,142 @@
+"""Part of a finished run, done again by the loop that did it: what a hash edited along with its file cannot survive.
+
+`python -m workbench.study.replay RUN_FOLDER STEPS` prints a JSON line a finding; `workbench verify --replay` starts it
+with the CPUs and flags that the run had.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from workbench.config import Layout, RunConfig, differences, from_json
+from workbench.record import read_json, read_rows
+from workbench.study.experiment import task
+from workbench.train.checkpoint import hashes, load_model
+from workbench.train.environment import decisive_differences, environment
+from workbench.train.loop import TrainingFailed, train
+from workbench.train.track import intervals
+
+CLOSE = 1e-3  # of a value: within this a row or score made in another environment is said to agree
+
+
+class _Enough(Exception):
+    pass
+
+
+def replay(folder: Path, steps: int) -> Iterator[tuple[str, bool | None, str]]:
+    """(what, whether it holds, detail) of `steps` steps from the start, of as many from a checkpoint, and of scores.
+
+    On the machine type, CPUs, flags and packages of the run its rows, weights and scores come again bit for bit.
+    Elsewhere what agrees to a thousandth is said to, and what does not is not comparable here: training multiplies
+    rounding, so that nothing is shown by it. Raises ValueError for a folder that holds no finished run.
+    """
+    saved, result = (read_json(folder / name) for name in ("config.json", "result.json"))
+    if saved is None or (result or {}).get("status") != "finished":
+        raise ValueError(f"{folder} holds no finished run, and no other can be replayed")
+    run = from_json(saved)
+    elsewhere = _elsewhere(read_json(folder / "environment.json") or {})
+    recorded = {row["step"]: row for row in read_rows(folder / "metrics.jsonl")}
+    weights = hashes(folder)
+    initial = read_json(folder / "initial.json")
+    before_the_end = [step for step in weights if step < run.steps]
+    for start in (0, *random.sample(before_the_end, min(1, len(before_the_end)))):
+        origin = f"the checkpoint of step {start}" if start else "the start"
+        what = f"{min(steps, run.steps - start)} steps again from {origin}"
+        try:
+            rows, made, began = _again(run, folder, start, start + steps)
+        except TrainingFailed as error:
+            yield what, False, str(error)
+            continue
+        found = differences(initial["parameters"], began["parameters"]) if initial and not start else []
+        seen = sorted(rows.keys() & recorded.keys())
+        for step in seen:
+            both = ({k: row[step][k] for k in rows[step]} for row in (recorded, rows))
+            found += [f"step {step}, {line}" for line in differences(*both)]
+        found += [f"weights at step {s} differ" for s in made if s > start and s in weights and made[s] != weights[s]]
+        if not seen:
+            later = min((step for step in recorded if step > start), default=run.steps)
+            yield what, None, f"the first row after that is of step {later}: give --replay {later - start} or more"
+        else:
+            far = max(_distance(recorded[step], rows[step]) for step in seen)
+            yield what, *_judged(found, far, elsewhere, f"rows of steps {', '.join(map(str, seen))}")
+    yield "its last weights score as recorded", *_scores(run, folder, result, elsewhere)
+
+
+def _elsewhere(recorded: dict[str, Any]) -> list[str]:
+    """What may keep this process from the run's bits."""
+    layout = Layout(**recorded.get("layout", {}))
+    changed = decisive_differences(recorded, environment())
+    for before in recorded.get("earlier", ()):
+        changed += decisive_differences(before, recorded)
+        changed += differences(before.get("layout", {}), recorded.get("layout", {}), "layout")
+    if layout.devices > jax.device_count():
+        changed.append(f"devices: {layout.devices} -> {jax.device_count()}")
+    return changed
+
+
+def _again(run: RunConfig, folder: Path, start: int, end: int) -> tuple[dict[int, dict], dict[int, str], Any]:
+    """Rows, checkpoints' hashes and initial.json of the run trained from `start` to `end` in a folder of its own."""
+    layout = Layout(**(read_json(folder / "environment.json") or {}).get("layout", {}))
+
+    def stop(step: int, metrics: Any) -> None:
+        if step > end:  # what is due at `end` has been written
+            raise _Enough
+
+    with tempfile.TemporaryDirectory() as place:
+        here = Path(place) / "study" / folder.name
+        here.mkdir(parents=True)
+        shutil.copy(folder / "config.json", here)
+        if run.parent is not None and not (beside := here.parent / run.parent.run).exists():
+            beside.parent.mkdir(parents=True, exist_ok=True)
+            beside.symlink_to(folder.resolve().parent / run.parent.run)
+        if start:
+            shutil.copytree(folder / "checkpoints" / str(start), here / "checkpoints" / str(start))
+        try:
+            fits = layout if layout.devices <= jax.device_count() else Layout()
+            train(run, here, {}, layout=fits, progress=False, wandb="disabled", on_step=stop)
+        except _Enough:
+            pass
+        rows = {row["step"]: row for row in read_rows(here / "metrics.jsonl") if row["step"] <= end}
+        return rows, hashes(here), read_json(here / "initial.json")
+
+
+def _distance(a: dict[str, float], b: dict[str, float]) -> float:
+    """The largest difference of what both rows have, as a share of it."""
+    return max(abs(a[key] - b[key]) / max(abs(a[key]), 1e-12) for key in a.keys() & b.keys())
+
+
+def _judged(found: list[str], far: float, elsewhere: list[str], seen: str) -> tuple[bool | None, str]:
+    if not elsewhere:
+        return not found, "; ".join(found[:2]) or f"bit for bit: {seen}"
+    where = f"in another environment ({'; '.join(elsewhere)})"
+    if far <= CLOSE:
+        return True, f"to {far:.0e}, {where}: {seen}"
+    return None, f"not comparable here, {where}: {'; '.join(found[:1])}"
+
+
+def _scores(run: RunConfig, folder: Path, result: dict, elsewhere: list[str]) -> tuple[bool | None, str]:
+    """The evaluation on test again: every item of it, since which items are asked follows from how many."""
+    if result["steps"] not in hashes(folder):
+        return None, "no checkpoint of the last step is here"
+    _, model = load_model(folder, result["steps"])
+    recorded = result["evaluation"].get(task(run))
+    if recorded is None or run.evaluation is None:
+        return None, f"the record has no evaluation called {task(run)}"
+    found = json.loads(json.dumps(run.evaluation.build(run)(model, "test")))
+    values = [{name: each["mean"] for name, each in intervals(of)} for of in (recorded, found)]
+    far = max((abs(values[0][k] - values[1].get(k, float("inf"))) for k in values[0]), default=0.0)
+    return _judged(differences(recorded, found), far, elsewhere, f"{len(values[0])} numbers")
+
+
+if __name__ == "__main__":
+    for finding in replay(Path(sys.argv[1]), int(sys.argv[2])):
+        print(json.dumps(finding), flush=True)
