@@ -4,7 +4,7 @@
 
 First every kernel that there is runs on fresh random inputs and must agree with a float64 reference, in outputs, last
 state and gradients. Then each size is timed, the most telling first, until the time is up; what was left out is said.
-Times are medians of repeated calls, each ended by block_until_ready; bytes are what XLA says that the program needs.
+Times are medians of calls that are queued ten at a time; bytes are what XLA says that the program needs.
 The floor is the larger of two times: the bytes that must move over the measured bandwidth of a copy, and the
 exponentials (S6) or multiply-adds (SSD) that must be made over the measured rate of their unit.
 
@@ -13,11 +13,13 @@ Rivals: lax.scan and associative_scan under autodiff, our XLA form, `jax-linear-
 
 import argparse
 import datetime
+import itertools
 import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +36,8 @@ INNER = 8192  # channels of S6, and heads times head size of SSD: the paper's 8B
 # bfloat16: weights, inputs and states are rounded to eight bits, 2^-9, before products.
 CHECKED = {"selective_scan": 1e-3, "ssd": 2e-2}
 LARGEST = 60 * 2**30  # bytes of a program that is run
+QUEUED = 10  # calls
+TOGETHER = 4  # sizes whose programs are compiled at a time, on all cores, before any of them is timed
 
 
 class Size(NamedTuple):
@@ -110,16 +114,20 @@ def check(operation: str, states: int, head: int) -> float:
 
 
 def seconds(run: Callable, *arguments) -> float:
-    """The median of repeated calls, after two that warm up."""
-    taken = []
-    for turn in range(12):
-        start = time.perf_counter()
+    """Of a call: the median of turns of ten calls that are queued together, after two calls that warm up.
+
+    The device works on one while the host starts the next, so that the host's part is not timed.
+    """
+    for _ in range(2):
         jax.block_until_ready(run(*arguments))
-        if turn >= 2:
-            taken.append(time.perf_counter() - start)
-        if sum(taken) > 3:
-            break
-    return float(np.median(taken))
+    taken = []
+    while len(taken) < 7 and sum(taken) < 3:
+        start = time.perf_counter()
+        for _ in range(QUEUED):
+            last = run(*arguments)
+        jax.block_until_ready(last)
+        taken.append(time.perf_counter() - start)
+    return float(np.median(taken)) / QUEUED
 
 
 class Rates(NamedTuple):
@@ -225,33 +233,46 @@ def available(operation: str) -> tuple[str, ...]:
     return _AVAILABLE[operation]
 
 
-def measure(size: Size, rates: Rates) -> Iterator[dict]:
-    given = inputs(size, int.from_bytes(os.urandom(4)))
-    weights = jax.random.normal(jax.random.key(1), given[0].shape, jnp.float32)
-    for backward in (False, True):
-        least = floor(size, backward, rates)
-        for name, form in forms(size).items():
+def programs(size: Size, pool: Executor) -> dict[tuple[str, str], Future]:
+    """Every form's compiled forward pass, and with its gradients, of (dy, x, dt, A, B, C)."""
+    given = jax.eval_shape(lambda: inputs(size, 0))
+    found = {}
+    for name, form in forms(size).items():
 
-            def output(*arguments, form=form):
-                return form(*arguments)[0].astype(jnp.float32)
+        def forward(dy, *arguments, form=form):
+            return form(*arguments)[0]
 
-            def loss(*arguments, output=output):
-                return jnp.sum(output(*arguments) * weights)
+        def both(dy, *arguments, form=form):
+            y, pull_back = jax.vjp(lambda *a: form(*a)[0], *arguments)
+            return y, pull_back(dy.astype(y.dtype))
 
-            run = jax.grad(loss, argnums=tuple(range(5))) if backward else output
-            row = size._asdict() | {"form": name, "pass": "forward+backward" if backward else "forward", "floor": least}
+        for pass_, run in (("forward", forward), ("forward+backward", both)):
             try:
-                compiled = jax.jit(run).lower(*given).compile()
-                memory = compiled.memory_analysis()
-                row["temporary_bytes"] = memory.temp_size_in_bytes
-                whole = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
-                if whole > LARGEST:
-                    row["left_out"] = f"needs {whole / 2**30:.0f} GiB"
-                else:
-                    row["seconds"] = seconds(compiled, *given)
+                found[name, pass_] = pool.submit(jax.jit(run).lower(given[0], *given).compile)
             except Exception as error:  # one form that fails must not cost the others their turn
-                row["left_out"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
-            yield row
+                found[name, pass_] = Future()
+                found[name, pass_].set_exception(error)
+    return found
+
+
+def measure(size: Size, compiled: dict[tuple[str, str], Future], rates: Rates) -> Iterator[dict]:
+    given = inputs(size, int.from_bytes(os.urandom(4)))
+    dy = jax.random.normal(jax.random.key(1), given[0].shape, given[0].dtype)
+    for (name, pass_), program in compiled.items():
+        least = floor(size, pass_ != "forward", rates)
+        row = size._asdict() | {"form": name, "pass": pass_, "floor": least}
+        try:
+            run = program.result()
+            memory = run.memory_analysis()
+            row["temporary_bytes"] = memory.temp_size_in_bytes
+            whole = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
+            if whole > LARGEST:
+                row["left_out"] = f"needs {whole / 2**30:.0f} GiB"
+            else:
+                row["seconds"] = seconds(run, dy, *given)
+        except Exception as error:
+            row["left_out"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        yield row
 
 
 def line(row: dict) -> str:
@@ -277,13 +298,15 @@ def main() -> None:
     errors = {}
     checked = [("selective_scan", n, 0) for n in (4, 16, 64, 96)]
     checked += [("ssd", n, head) for n, head in ((16, 32), (64, 64), (128, 64), (128, 128), (256, 64))]
-    for operation, states, head in checked:
-        name = f"{operation} N={states}" + (f" P={head}" if head else "")
-        errors[name] = check(operation, states, head)
-        print(f"{name}: {errors[name]:.1e} from float64 at most, {CHECKED[operation]:.0e} allowed", flush=True)
+    with ThreadPoolExecutor() as pool:  # most of it is compiling
+        for (operation, states, head), error in zip(checked, pool.map(check, *zip(*checked, strict=True)), strict=True):
+            name = f"{operation} N={states}" + (f" P={head}" if head else "")
+            errors[name] = error
+            print(f"{name}: {error:.1e} from float64 at most, {CHECKED[operation]:.0e} allowed", flush=True)
     wrong = [name for name, error in errors.items() if not error < CHECKED[name.split()[0]]]
     if wrong:
         raise SystemExit(f"wrong, so not timed: {', '.join(wrong)}")
+    print(f"checked after {time.monotonic() - begun:.0f} s", flush=True)
     rates = measure_rates()
     print(
         f"copy {rates.copy / 1e12:.2f} TB/s, exponentials {rates.exponentials / 1e12:.2f} T/s, "
@@ -291,15 +314,18 @@ def main() -> None:
         flush=True,
     )
     rows, late = [], []
-    for size in sizes():
-        if arguments.only not in str(size):
-            continue
-        if time.monotonic() - begun > arguments.seconds:
-            late.append(str(size))
-            continue
-        for row in measure(size, rates):
-            rows.append(row)
-            print(line(row), flush=True)
+    asked = [size for size in sizes() if arguments.only in str(size)]
+    with ThreadPoolExecutor() as pool:
+        for group in itertools.batched(asked, TOGETHER):
+            if time.monotonic() - begun > arguments.seconds:
+                late += map(str, group)
+                continue
+            compiled = {size: programs(size, pool) for size in group}
+            wait(future for each in compiled.values() for future in each.values())
+            for size in group:
+                for row in measure(size, compiled.pop(size), rates):
+                    rows.append(row)
+                    print(line(row), flush=True)
     if late:
         print(f"not begun in {arguments.seconds:.0f} s: {'; '.join(late)}", file=sys.stderr)
     if arguments.json:
