@@ -10,15 +10,15 @@ import re
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib import style
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from workbench.evaluate.suite import read_items, summary
 
 SIZED = re.compile(r"(.+)-(\d+)(?:-tokens)?")  # a task's name: what grows, and how large it is
-COLOURS = matplotlib.style.library["tableau-colorblind10"]["axes.prop_cycle"].by_key()["color"]
+COLOURS = style.library["tableau-colorblind10"]["axes.prop_cycle"].by_key()["color"]
 MARKERS = "os^DvPX*"
 DEPTHS = 5  # rows of a heat map: depth rounded to quarters
 
