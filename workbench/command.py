@@ -193,8 +193,9 @@ Prints a JSON object a run, one a line.
 With --suite overrides change its tasks (their fields: workbench/evaluate/tasks). Suites are phonebook, recall,
 ruler-small (256 to 2048 tokens) and ruler (4k to 128k); a .jsonl file is multiple choice, asked in three forms. Every
 item is kept as parquet in the run's folder (needs the extra data); what was answered is not asked again. Prints a line
-a task, in brackets where it cannot be told from chance, draws curves and heat maps (length by depth) beside the items,
-and compares two runs item by item. Exit status 1 if a task failed: the others are unharmed.
+a task, in brackets where it cannot be told from chance, counts items that share 13 words in a row with the training
+corpus, draws curves and heat maps (length by depth) beside the items, and compares two runs item by item. Exit
+status 1 if a task failed: the others are unharmed.
 
 With --lm-eval the tasks, metrics and errors are those of EleutherAI's lm-eval (needs the extra lm-eval, and what its
 tasks download); waleffe holds the twelve of the paper, waleffe_mmlu_5 the one with five examples.""",
@@ -417,6 +418,7 @@ def _evaluate(given: argparse.Namespace) -> int:
 def _suite(folders: list[str], names: str, overrides: list[str], step: int | str | None) -> int:
     from workbench.evaluate import suite
     from workbench.evaluate.compare import compare, sentences
+    from workbench.evaluate.contamination import documents_of
     from workbench.evaluate.draw import draw
     from workbench.evaluate.score import subject
 
@@ -427,7 +429,12 @@ def _suite(folders: list[str], names: str, overrides: list[str], step: int | str
         kept.append(suite.place(examined, folder))
         results = suite.evaluate(examined, tasks, kept[-1], progress=sys.stderr.isatty())
         failed |= any("error" in found for found in results.values())
+        documents, why = documents_of(folder)
+        if documents is not None:
+            results |= suite.scan(kept[-1], list(results), documents)
         print(f"{folder}\n{suite.table(results)}\nitems: {kept[-1]}", flush=True)
+        if why:
+            print(f"not scanned for overlap with the training corpus: {why}")
         for path in draw(kept[-1]):
             print(f"figure: {path}")
     if len(kept) == 2:

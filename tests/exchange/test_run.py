@@ -1,5 +1,6 @@
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -107,6 +108,12 @@ def test_a_folder_that_holds_something_is_left_alone(source, tmp_path, capsys):
     assert main(["import", str(source), str(tmp_path / "full")]) == 2
     assert "is not empty; give a folder that is not there yet" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["notes.txt"]
+
+
+def test_a_gguf_file_without_its_package_names_the_extra(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    assert main(["import", str(tmp_path / "model.gguf"), str(tmp_path / "run")]) == 2
+    assert "pip install 'architecture-workbench[gguf]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["import", "export"])
