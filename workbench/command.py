@@ -201,6 +201,7 @@ needs JAX's CUDA plugin, but no GPU: ./setup.sh sm90a installs it beside this en
 
   workbench evaluate runs/text/text-hybrid-s1-1a2b3c4d --suite phonebook,ruler-small,recall
   workbench evaluate runs/text/text-*-s1-* shots=5 count=100 --suite questions.jsonl
+  workbench evaluate runs/text/text-hybrid-s1-1a2b3c4d --lm-eval waleffe,waleffe_mmlu_5
 
 Overrides change the run's evaluation (its fields: PhonebookEvaluation, TextEvaluation in workbench/config.py).
 Prints a JSON object a run, one a line.
@@ -208,11 +209,17 @@ Prints a JSON object a run, one a line.
 With --suite overrides change its tasks (their fields: workbench/evaluate/tasks). Suites are phonebook, recall,
 ruler-small (256 to 2048 tokens) and ruler (4k to 128k); a .jsonl file is multiple choice, asked in three forms. Every
 item is kept as parquet in the run's folder (needs the extra data); what was answered is not asked again. Prints a line
-a task, in brackets where it cannot be told from chance, and compares two runs item by item. Exit status 1 if a task
-failed: the others are unharmed.""",
+a task, in brackets where it cannot be told from chance, counts items that share 13 words in a row with the training
+corpus, draws curves and heat maps (length by depth) beside the items, and compares two runs item by item. Exit
+status 1 if a task failed: the others are unharmed.
+
+With --lm-eval the tasks, metrics and errors are those of EleutherAI's lm-eval (needs the extra lm-eval, and what its
+tasks download); waleffe holds the twelve of the paper, waleffe_mmlu_5 the one with five examples.""",
     )
     each.add_argument("items", nargs="+", metavar="RUN_FOLDER | NAME=VALUE", help="run folders, then overrides")
     each.add_argument("--suite", help="suites and files of questions, with commas: phonebook,ruler-small,recall")
+    each.add_argument("--lm-eval", metavar="TASKS", help="tasks of EleutherAI's lm-eval, with commas: waleffe,piqa")
+    each.add_argument("--tasks", metavar="FOLDER", help="with --lm-eval: YAML files of further tasks")
     each.add_argument("--split", choices=("select", "test"), default="test", help="default: test")
     each.add_argument("--step", type=_step, help="of a checkpoint, or best (on select); default: the last")
 
@@ -422,6 +429,8 @@ def _evaluate(given: argparse.Namespace) -> int:
         raise ValueError("no run folder given; they are in a study's folder, such as runs/phonebook")
     if given.suite is not None:
         return _suite(folders, given.suite, overrides, given.step)
+    if given.lm_eval is not None:
+        return _lm_eval(folders, given.lm_eval, overrides, given.step, given.tasks)
     from workbench.config import override
     from workbench.train.checkpoint import load_model
 
@@ -436,6 +445,8 @@ def _evaluate(given: argparse.Namespace) -> int:
 def _suite(folders: list[str], names: str, overrides: list[str], step: int | str | None) -> int:
     from workbench.evaluate import suite
     from workbench.evaluate.compare import compare, sentences
+    from workbench.evaluate.contamination import documents_of
+    from workbench.evaluate.draw import draw
     from workbench.evaluate.score import subject
 
     tasks = suite.tasks([name.strip() for name in names.split(",") if name.strip()], overrides)
@@ -445,10 +456,31 @@ def _suite(folders: list[str], names: str, overrides: list[str], step: int | str
         kept.append(suite.place(examined, folder))
         results = suite.evaluate(examined, tasks, kept[-1], progress=sys.stderr.isatty())
         failed |= any("error" in found for found in results.values())
+        documents, why = documents_of(folder)
+        if documents is not None:
+            results |= suite.scan(kept[-1], list(results), documents)
         print(f"{folder}\n{suite.table(results)}\nitems: {kept[-1]}", flush=True)
+        if why:
+            print(f"not scanned for overlap with the training corpus: {why}")
+        for path in draw(kept[-1]):
+            print(f"figure: {path}")
     if len(kept) == 2:
         print("\n".join(sentences([compare(*kept, task.name) for task in tasks])))
     return 1 if failed else 0
+
+
+def _lm_eval(folders: list[str], names: str, overrides: list[str], step: int | str | None, tasks: str | None) -> int:
+    from workbench.evaluate import harness, suite
+    from workbench.evaluate.score import subject
+
+    if overrides:
+        raise ValueError(f"{overrides[0]!r}: tasks of lm-eval are changed in their YAML; give your own with --tasks")
+    for folder in folders:
+        examined = subject(Path(folder), step)
+        kept = suite.place(examined, folder) / "lm-eval"
+        results = harness.evaluate(examined, [name.strip() for name in names.split(",")], kept, tasks=tasks)
+        print(f"{folder}\n{harness.table(results)}\nitems: {kept}", flush=True)
+    return 0
 
 
 def _extend(given: argparse.Namespace) -> int:

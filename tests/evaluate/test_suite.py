@@ -1,16 +1,18 @@
 import json
 import math
+import sys
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow.parquet
 import pytest
 
+import workbench.evaluate
 from workbench.command import main
 from workbench.config import AttentionConfig, Mamba2Config, ModelConfig
 from workbench.data.tokenizer import Bytes
+from workbench.evaluate import contamination, suite
 from workbench.evaluate import score as scores
-from workbench.evaluate import suite
 from workbench.evaluate.compare import compare, mcnemar, paired, sentences
 from workbench.evaluate.interval import clustered
 from workbench.evaluate.score import Subject, generate_until, loglikelihood
@@ -105,6 +107,26 @@ def test_a_summary_is_clustered_and_held_against_chance(subject, asked, tmp_path
     low = suite.evaluate(subject, [Sums(4)], tmp_path)["sums"]
     assert low["at_chance"] and low["clusters"] == 2
     assert "(0.500 [" in suite.table({"sums": low}) and "at chance, 0.100" in suite.table({"sums": low})
+
+
+class Wordy(Sums):
+    """Prompts of 13 words."""
+
+    name = "wordy"
+
+    def item(self, index, tokenizer):
+        return super().item(index, tokenizer)._replace(prompt=" ".join(f"w{index}w{place}" for place in range(13)))
+
+
+def test_items_that_were_trained_on_are_counted_once(subject, asked, tmp_path):
+    suite.evaluate(subject, [Wordy(4), Sums(4)], tmp_path)
+    documents = ["something else", f"so it says: {Wordy().item(1, Bytes()).prompt}."]
+    found = suite.scan(tmp_path, ["wordy", "sums", "absent"], documents)
+    assert (found["wordy"]["overlapping"], found["sums"]["overlapping"], len(found)) == (1, 0, 2)
+    assert suite.table(found).count("; 1 overlap the training corpus") == 1
+    again = suite.evaluate(subject, [Wordy(4)], tmp_path)
+    assert again["wordy"]["overlapping"] == 1 and suite.scan(tmp_path, ["wordy"], []) == again
+    assert "overlapping" not in suite.evaluate(subject, [Wordy(2)], tmp_path)["wordy"]
 
 
 def test_one_cluster_has_no_interval(subject, asked, tmp_path):
@@ -245,6 +267,7 @@ def test_the_command_prints_a_line_a_task_and_compares_two_runs(subject, asked, 
     other = Subject(create(ModelConfig("M*", 16, 257, SYMBOLS), 1), Bytes())
     monkeypatch.setattr(scores, "subject", lambda folder, step: {"a": subject, "b": other}[folder.name])
     monkeypatch.setattr(suite, "SUITES", {"sums": (Sums(6),)})
+    monkeypatch.setattr(contamination, "documents_of", lambda folder: (iter(["a b c"]), ""))
     (tmp_path / "bad.jsonl").write_text("{}\n")
     folders = [str(tmp_path / "a"), str(tmp_path / "b")]
     assert main(["evaluate", *folders, "--suite", "sums"]) == 0
@@ -256,3 +279,11 @@ def test_the_command_prints_a_line_a_task_and_compares_two_runs(subject, asked, 
     assert 'bad.jsonl, line 1 has no "question"' in capsys.readouterr().out
     assert main(["evaluate", folders[0], "--suite", "sum"]) == 2
     assert "no suite 'sum'; did you mean 'sums'" in capsys.readouterr().err
+
+
+def test_lm_evals_tasks_without_its_package_name_the_extra(subject, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.delitem(sys.modules, "workbench.evaluate.harness", raising=False)
+    monkeypatch.delattr(workbench.evaluate, "harness", raising=False)
+    assert main(["evaluate", str(tmp_path), "--lm-eval", "piqa"]) == 2
+    assert "pip install 'architecture-workbench[lm-eval]'" in capsys.readouterr().err

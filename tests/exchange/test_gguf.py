@@ -104,6 +104,21 @@ def test_what_cannot_be_expressed_is_refused_by_name(tmp_path, change, message):
         from_gguf(write(tmp_path / "model.gguf", a_model(), change=change.items()))
 
 
+@pytest.mark.parametrize(("added", "begins"), [(True, "<s>"), (False, "</s>"), (None, "</s>")])
+def test_documents_begin_with_the_beginning_token_where_the_file_says_that_one_is_added(tmp_path, added, begins):
+    from workbench.exchange.gguf import _tokenizer
+
+    fields = {
+        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm", "tokenizer.ggml.bos_token_id": 0,
+        "tokenizer.ggml.tokens": ["<s>", "</s>", "a"], "tokenizer.ggml.token_type": [3, 3, 1],
+        "tokenizer.ggml.merges": [],
+    }  # fmt: skip
+    if added is not None:
+        fields["tokenizer.ggml.add_bos_token"] = added
+    tokenizer = _tokenizer(fields, tmp_path)
+    assert tokenizer.fast.id_to_token(tokenizer.boundary) == begins
+
+
 def test_what_is_no_gguf_file_is_refused(tmp_path):
     Path(tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(ValueError, match="is no whole GGUF file"):

@@ -1,5 +1,6 @@
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from workbench.command import main
 from workbench.data.tokenizer import loaded
 from workbench.evaluate.score import loglikelihood, subject
 from workbench.exchange import safetensors
-from workbench.exchange.huggingface import from_huggingface
+from workbench.exchange.huggingface import from_huggingface, tokenizer_in
 from workbench.train.checkpoint import load_model
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -67,12 +68,52 @@ def test_an_imported_model_with_its_tokenizer_is_scored_and_generated_from(sourc
     assert capsys.readouterr().out.startswith("ab")
 
 
+def letters(*begin, template=""):
+    """A tokenizer.json of two letters and the tokens that may begin or end documents."""
+    from tokenizers import Tokenizer, models, processors
+
+    fast = Tokenizer(models.BPE({token: index for index, token in enumerate((*begin, "a", "b"))}, []))
+    fast.add_special_tokens(list(begin))
+    if template:
+        ids = [(template, fast.token_to_id(template))]
+        fast.post_processor = processors.TemplateProcessing(single=f"{template} $A", special_tokens=ids)
+    return fast.to_str()
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "begins"),
+    [
+        (letters("<s>", "</s>", template="<s>"), {}, "<s>"),
+        (letters("<s>", "</s>"), {"bos_token": {"content": "<s>"}, "add_bos_token": True}, "<s>"),
+        (letters("<im>", "<|endoftext|>"), {"bos_token": "<im>"}, "<|endoftext|>"),
+        (letters("<im>", "</s>"), {"bos_token": "<im>", "add_bos_token": False}, "</s>"),
+        (letters("<only>"), {"bos_token": "<only>"}, "<only>"),
+        (letters("<s>", "</s>"), None, "</s>"),
+    ],
+    ids=["template", "setting", "separator", "none added", "the only one", "no settings"],
+)
+def test_documents_begin_as_the_source_says_and_still_do_when_loaded(tmp_path, text, settings, begins):
+    (tmp_path / "tokenizer.json").write_text(text)
+    if settings is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    found = tokenizer_in(tmp_path)
+    for tokenizer in (found, loaded(found.saved())):
+        assert tokenizer.fast.id_to_token(tokenizer.boundary) == begins
+        assert len(tokenizer.encode([b"ab"])[0].ids) == 2
+
+
 def test_a_folder_that_holds_something_is_left_alone(source, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     assert main(["import", str(source), str(tmp_path / "full")]) == 2
     assert "is not empty; give a folder that is not there yet" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["notes.txt"]
+
+
+def test_a_gguf_file_without_its_package_names_the_extra(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    assert main(["import", str(tmp_path / "model.gguf"), str(tmp_path / "run")]) == 2
+    assert "pip install 'architecture-workbench[gguf]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["import", "export"])

@@ -59,9 +59,12 @@ class Bytes:
 
 
 class Json:
-    """A tokenizer.json of Hugging Face's tokenizers, special tokens in a text read as the text that they are."""
+    """A tokenizer.json of Hugging Face's tokenizers, special tokens in a text read as the text that they are.
 
-    def __init__(self, text: str, name: str):
+    boundary: the token that documents begin with, where its model's source names one; else the first of BOUNDARIES.
+    """
+
+    def __init__(self, text: str, name: str, boundary: str | None = None):
         from tokenizers import Tokenizer as Fast
 
         self.fast = Fast.from_str(text)
@@ -69,10 +72,12 @@ class Json:
         self.fast.no_truncation()
         self.fast.no_padding()
         self.vocabulary = max(self.fast.get_vocab(with_added_tokens=True).values()) + 1
-        found = (self.fast.token_to_id(token) for token in BOUNDARIES)
+        self.told = boundary
+        found = (self.fast.token_to_id(token) for token in ((boundary,) if boundary else BOUNDARIES))
         self.boundary = next((token for token in found if token is not None), None)
         if self.boundary is None:
-            raise ValueError(f"{name} has no token to begin documents with (none of {', '.join(BOUNDARIES)}); add one")
+            wanted = repr(boundary) if boundary else f"none of {', '.join(BOUNDARIES)}"
+            raise ValueError(f"{name} has no token to begin documents with ({wanted}); add one")
 
     def encode(self, documents: Sequence[bytes]) -> list[Encoded]:
         texts = [document.decode() for document in documents]
@@ -87,7 +92,8 @@ class Json:
         return self.fast.decode(kept, skip_special_tokens=False).encode()
 
     def saved(self) -> bytes:
-        return json.dumps({"kind": "json", "tokenizer": json.loads(self.fast.to_str())}).encode()
+        told = {"boundary": self.told} if self.told else {}
+        return json.dumps({"kind": "json", "tokenizer": json.loads(self.fast.to_str()), **told}).encode()
 
 
 class SentencePiece:
@@ -179,7 +185,7 @@ def loaded(saved: bytes) -> Tokenizer:
         return Bytes()
     if value["kind"] == "sentencepiece":
         return SentencePiece(bytes.fromhex(value["model"]), "the saved model")
-    return Json(json.dumps(value["tokenizer"]), "the saved tokenizer")
+    return Json(json.dumps(value["tokenizer"]), "the saved tokenizer", value.get("boundary"))
 
 
 def checksum(tokenizer: Tokenizer) -> str:

@@ -3,6 +3,7 @@
     RUN/suite/1a2b3c4d/    of one checkpoint with its tokenizer, by their hash
         TASK.parquet       a row an item: prompt, raw completion, likelihoods, metrics
         results.json       each task's metrics with their intervals, or why it failed
+        curves.png, depth.png    drawn by workbench.evaluate.draw
 
 What was answered is never asked again: of an evaluation that was killed, the finished items stay.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 from workbench.config import UnknownName, nearest, override
 from workbench.data.tokenizer import checksum
+from workbench.evaluate.contamination import overlapping
 from workbench.evaluate.interval import clustered, clustered_mean
 from workbench.evaluate.score import BATCH, Subject, generate_until, loglikelihood
 from workbench.evaluate.tasks import choices, phonebook, recall, ruler
@@ -94,8 +96,11 @@ def evaluate(
         for task in tasks:
             bar.set_description(task.name)
             done = bar.n + _size(task)
+            before = results.get(task.name, {})
             try:
                 results[task.name] = ask(subject, task, folder, batch, bar)
+                if "overlapping" in before and before["digest"] == results[task.name]["digest"]:
+                    results[task.name]["overlapping"] = before["overlapping"]
             except Exception as error:  # whatever is wrong with one task
                 why = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
                 results[task.name] = {"error": why}
@@ -146,6 +151,26 @@ def ask(subject: Subject, task: Task, folder: Path, batch: int = BATCH, bar: tqd
     _write(kept, table)
     log.unlink(missing_ok=True)
     return summary(table)
+
+
+def scan(folder: Path, names: Sequence[str], documents: Iterable[str]) -> dict[str, dict]:
+    """Counts the items of these tasks that overlap the documents of training (workbench.evaluate.contamination).
+
+    The count, `overlapping`, is kept with the results, which are returned; what was counted is not counted again.
+    """
+    results = read_json(folder / "results.json") or {}
+    owners = []
+    for name in names:
+        if "items" in results.get(name, {}) and "overlapping" not in results[name]:
+            owners += [
+                (name, " ".join([row["prompt"], *row["references"]])) for row in read_items(folder / f"{name}.parquet")
+            ]
+            results[name]["overlapping"] = 0
+    if owners:
+        for index in overlapping([text for _, text in owners], documents):
+            results[owners[index][0]]["overlapping"] += 1
+        write_json(folder / "results.json", results)
+    return {name: results[name] for name in names if name in results}
 
 
 def digest(item: Item) -> str:
@@ -229,6 +254,8 @@ def table(results: dict[str, dict]) -> str:
         noted = f"{found['items']} items"
         if found["at_chance"]:
             text, noted = f"({text})", f"{noted}; at chance, {found['chance']:.3f}"
+        if found.get("overlapping"):
+            noted += f"; {found['overlapping']} overlap the training corpus"
         lines.append((name, f"{metric} {text}", noted))
     widths = [max((len(line[column]) for line in lines), default=0) for column in range(2)]
     return "\n".join(f"{a.ljust(widths[0])}  {b.ljust(widths[1])}  {c}" for a, b, c in lines)

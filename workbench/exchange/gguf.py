@@ -98,7 +98,10 @@ def _reader(path: Path) -> Any:
     try:
         from gguf import GGUFReader
     except ModuleNotFoundError:
-        raise ValueError(f"{path} cannot be read without the package gguf; install it") from None
+        raise ValueError(
+            f"{path} cannot be read without the package gguf; install the extra gguf: "
+            "pip install 'architecture-workbench[gguf]'"
+        ) from None
     try:
         return GGUFReader(path)
     except (ValueError, IndexError) as error:
@@ -114,7 +117,10 @@ def _renamed(name: str) -> str:
 
 
 def _tokenizer(fields: dict[str, Any], path: Path) -> Json | None:
-    """The tokenizer that the file's lists of tokens and merges make."""
+    """The tokenizer that the file's lists of tokens and merges make.
+
+    Documents begin with the beginning token where the file says that one is added; else as a `Json` decides.
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     cut = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -128,4 +134,5 @@ def _tokenizer(fields: dict[str, Any], path: Path) -> Json | None:
     fast.add_special_tokens(
         [AddedToken(token, special=True) for token, kind in zip(tokens, kinds, strict=True) if kind == 3]  # control
     )
-    return Json(fast.to_str(), str(path))
+    begin = fields.get("tokenizer.ggml.bos_token_id") if fields.get("tokenizer.ggml.add_bos_token") else None
+    return Json(fast.to_str(), str(path), None if begin is None else tokens[begin])

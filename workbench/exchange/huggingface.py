@@ -27,7 +27,7 @@ from workbench.config import (
     ModelConfig,
     nearest,
 )
-from workbench.data.tokenizer import Json, Tokenizer
+from workbench.data.tokenizer import BOUNDARIES, Json, Tokenizer
 from workbench.exchange import safetensors
 from workbench.model.language_model import LanguageModel, create
 from workbench.model.names import name_of, named, restored
@@ -56,8 +56,31 @@ def from_huggingface(path: Path | str, dtype: str = "float32") -> Imported:
     except _Refused as why:
         raise ValueError(f"{path / 'config.json'} ({raw['model_type']}): {why}") from None
     model = built(replace(config, dtype=dtype), family, tensors(path), path)
+    return Imported(model, tokenizer_in(path), raw["model_type"])
+
+
+def tokenizer_in(path: Path) -> Json | None:
+    """The folder's tokenizer.json, None if there is none. Documents begin as it says that they do.
+
+    That is the token which its template puts first, or tokenizer_config.json's bos_token under add_bos_token; where
+    neither adds one, the token that ends a text of the training data and so stands before the next.
+    """
+    from tokenizers import Tokenizer as Fast
+
     saved = path / "tokenizer.json"
-    return Imported(model, Json(saved.read_text(), str(saved)) if saved.is_file() else None, raw["model_type"])
+    if not saved.is_file():
+        return None
+    settings = read_json(path / "tokenizer_config.json") or {}
+    begin = settings.get("bos_token")
+    begin = begin.get("content") if isinstance(begin, dict) else begin
+    text = saved.read_text()
+    fast = Fast.from_str(text)
+    first, plain = (fast.encode("a", add_special_tokens=add).tokens[:1] for add in (True, False))
+    if first != plain:
+        begin = first[0]
+    elif not settings.get("add_bos_token") and any(fast.token_to_id(token) is not None for token in BOUNDARIES):
+        begin = None
+    return Json(text, str(saved), begin)
 
 
 def to_huggingface(model: LanguageModel, path: Path | str, tokenizer: Tokenizer | None = None) -> str:
@@ -86,7 +109,8 @@ def to_huggingface(model: LanguageModel, path: Path | str, tokenizer: Tokenizer 
         raw["bos_token_id"] = raw["eos_token_id"] = tokenizer.boundary
         write_json(path / "tokenizer.json", json.loads(tokenizer.fast.to_str()))
         special = {"bos_token": boundary, "eos_token": boundary}
-        write_json(path / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **special})
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True, **special}
+        write_json(path / "tokenizer_config.json", settings)
     safetensors.write(path / "model.safetensors", arrays)
     write_json(path / "config.json", raw)
     return kind

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from workbench.config import AttentionConfig, LayerConfig, Mamba2Config, MambaConfig, MLPConfig, ModelConfig, nearest
-from workbench.data.tokenizer import Json
 from workbench.exchange import pickled
-from workbench.exchange.huggingface import ALL, Family, Imported, built, mamba_tensors
+from workbench.exchange.huggingface import ALL, Family, Imported, built, mamba_tensors, tokenizer_in
 from workbench.record import read_json
 
 EPSILON = 1e-5  # of every norm, in code
@@ -43,9 +42,7 @@ def from_state_spaces(path: Path | str, dtype: str = "float32") -> Imported:
         up, gate = np.split(found.pop(name), 2)
         found |= {name.replace("fc1", "fc1.gate"): gate, name.replace("fc1", "fc1.up"): up}
     family = FAMILY._replace(layers=2 if "-" in config.pattern else 1)
-    saved = path / "tokenizer.json"
-    tokenizer = Json(saved.read_text(), str(saved)) if saved.is_file() else None
-    return Imported(built(replace(config, dtype=dtype), family, found, path), tokenizer, "state-spaces")
+    return Imported(built(replace(config, dtype=dtype), family, found, path), tokenizer_in(path), "state-spaces")
 
 
 def tensors(path: Path) -> dict[str, np.ndarray]:

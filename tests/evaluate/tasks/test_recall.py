@@ -17,6 +17,10 @@ GOLDEN = {
         "radio arch car cloud",
     ),
     "induction": ("creek rail couch fence rail", "couch"),
+    "trigrams": (
+        "balloon cave prince\nballoon hotel rice\niron hotel road\niron cave garlic\nballoon hotel",
+        "rice",
+    ),
 }
 
 
@@ -25,6 +29,9 @@ def answered(kind, prompt):
     if kind == "pairs":
         *pairs, asked = prompt.split("\n")
         return dict(pair.split(": ") for pair in pairs)[asked.removesuffix(":")]
+    if kind == "trigrams":
+        *lines, asked = prompt.split("\n")
+        return {line.rpartition(" ")[0]: line.rpartition(" ")[2] for line in lines}[asked]
     if kind == "induction":
         *words, last = prompt.split()
         return words[words.index(last) + 1]
@@ -40,12 +47,26 @@ def test_golden_items_byte_for_byte():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_prompt_says_the_answer(kind):
-    for size in (2, 16, 286):
+    for size in (3 if kind == "trigrams" else 2, 16, 286):
         for index in range(5):
             item = Recall(kind, size).item(index, Bytes())
             assert answered(kind, item.prompt) == item.references[0]
             words = re.findall(r"[a-z]+", item.prompt.removesuffix(item.prompt.split("\n")[-1]))
+            words = words[2::3] if kind == "trigrams" else words
             assert len(set(words)) == len(words)
+
+
+def test_a_trigrams_third_word_follows_from_neither_word_alone():
+    with pytest.raises(ValueError, match="of trigrams give 3"):
+        Recall("trigrams", 2)
+    for size in (3, 5, 9, 32):
+        for index in range(8):
+            *lines, asked = Recall("trigrams", size).item(index, Bytes()).prompt.split("\n")
+            first, second = asked.split()
+            triples = [line.split() for line in lines]
+            assert len(triples) == size == len({third for *_, third in triples})
+            assert sum(a == first for a, *_ in triples) >= 2 and sum(b == second for _, b, _ in triples) >= 2
+            assert sum((a, b) == (first, second) for a, b, _ in triples) == 1
 
 
 def test_words_to_copy_selectively_stand_among_blanks():
