@@ -542,7 +542,7 @@ REMAT = ("none", "products", "all")
 class Layout:
     """How a step is laid out over devices and memory: never what is computed, so no part of what a run is.
 
-    Rows are divided over data and fsdp, a row's tokens over sequence, parameters over fsdp, sequence and tensor;
+    Rows are divided over data and fsdp, a row's tokens over sequence, parameters over fsdp and tensor;
     data x fsdp x sequence x tensor devices are used.
     """
 

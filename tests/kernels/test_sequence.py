@@ -19,7 +19,8 @@ FOUR = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS"
 SEGMENTS = [[1] * 4 + [2] * 5 + [3] * 3 + [4] * 12, [7] * 15 + [8] * 1 + [0] * 8]
 
 
-@pytest.mark.parametrize("case", ["packed", pytest.param("one document", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["packed", "one document"])
 def test_parts_of_a_sequence_on_four_devices_give_what_one_device_gives(case):
     """Outputs, last states and all gradients: of packed documents after a state, or of one document from zero."""
     done = subprocess.run([sys.executable, __file__, case], env=os.environ | FOUR, capture_output=True, text=True)

@@ -16,22 +16,21 @@ from workbench.model.names import name_of
 AXES = ("data", "fsdp", "sequence", "tensor")
 ROWS = P(("data", "fsdp"), "sequence")  # of a batch, and the tokens of a row
 
-SHARES = ("fsdp", "sequence")  # devices that hold no copies of a parameter, though they need all of it for their tokens
-
-# The last two axes of a matrix by the last part of its name: (what it reads, what it makes).
-INTO, OUT_OF = (SHARES, ("tensor",)), (("tensor",), SHARES)
+# The last two axes of a matrix by the last part of its name: (what it reads, what it makes). None is divided over
+# sequence: with the embedding's width over fsdp and sequence, the compiler made every row whole on every device.
+INTO, OUT_OF = ("fsdp", "tensor"), ("tensor", "fsdp")
 RULES = {
     "qkv": INTO,
     "enter": INTO,
     "output": INTO,  # the head: the vocabulary is divided
-    "dt": ((), ("tensor",)),
+    "dt": (None, "tensor"),
     "embedding": OUT_OF,
     "out": OUT_OF,
     "x": OUT_OF,
-    "conv": (("tensor",), ()),
-    "A_log": (("tensor",), ()),
+    "conv": ("tensor", None),
+    "A_log": ("tensor", None),
 }
-OTHERS = (SHARES, ())  # matrices of a user's own layer
+OTHERS = ("fsdp", None)  # matrices of a user's own layer
 
 
 def make_mesh(layout: Layout, devices: Sequence[Any] | None = None) -> Mesh:
@@ -47,7 +46,7 @@ def make_mesh(layout: Layout, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def spec(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
-    """How the parameter of this name is divided; what the devices of the mesh do not divide evenly stays whole.
+    """How the parameter of this name is divided; an axis that the mesh does not divide evenly stays whole.
 
     Parameters of layers have an axis of periods in front. Vectors and scalars are on every device.
     """
@@ -55,10 +54,8 @@ def spec(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
     if own < 2:
         return P()
     rule = RULES.get(name.rpartition(".")[2], OTHERS)
-    used = [tuple(axis for axis in axes if mesh.shape[axis] > 1) for axes in rule]
     divided = [
-        axes if axes and size % math.prod(mesh.shape[axis] for axis in axes) == 0 else None
-        for axes, size in zip(used, shape[-2:], strict=True)
+        axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(rule, shape[-2:], strict=True)
     ]
     return P(*(None,) * (len(shape) - 2), *divided)
 
