@@ -542,17 +542,19 @@ REMAT = ("none", "products", "all")
 class Layout:
     """How a step is laid out over devices and memory: never what is computed, so no part of what a run is.
 
-    Rows are divided over data and fsdp, parameters over fsdp and tensor; data x fsdp x tensor devices are used.
+    Rows are divided over data and fsdp, a row's tokens over sequence, parameters over fsdp and tensor;
+    data x fsdp x sequence x tensor devices are used.
     """
 
     data: int = 1
     fsdp: int = 1
+    sequence: int = 1
     tensor: int = 1
     micro: int = 1  # parts of a batch that are run one after the other, their gradients added up
     remat: str = "none"  # what the backward pass makes again: nothing, all but matrix products, or all of a layer
 
     def __post_init__(self):
-        for name in ("data", "fsdp", "tensor", "micro"):
+        for name in ("data", "fsdp", "sequence", "tensor", "micro"):
             if getattr(self, name) < 1:
                 raise ValueError(f"layout.{name} must be at least 1; got {getattr(self, name)}")
         if self.remat not in REMAT:
@@ -560,7 +562,7 @@ class Layout:
 
     @property
     def devices(self) -> int:
-        return self.data * self.fsdp * self.tensor
+        return self.data * self.fsdp * self.sequence * self.tensor
 
     @staticmethod
     def read(text: str) -> Layout:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from workbench_kernels.implementation import resolve
+from workbench_kernels.mesh import neighbour, on_each_device, parts
 from workbench_kernels.segments import find_runs
 from workbench_kernels.shapes import require, require_steps, sum_dtype, widest_dtype
 
@@ -51,7 +52,12 @@ def causal_conv1d(
     compute = sum_dtype(x, weight, bias) if name == "xla" else widest_dtype()
     inputs = jnp.concatenate([state, x], axis=1)
     number = None if runs is None else jnp.pad(runs.number, [(0, 0), (before, 0)])
-    y = {"xla": _xla, "reference": _reference}[name](inputs.astype(compute), weight.astype(compute), number)
+    devices = parts("T", time)
+    if name == "xla" and devices > 1 and 0 < before <= time // devices:
+        arguments = x, state, weight.astype(compute), None if runs is None else runs.number
+        (y,) = on_each_device(_part, arguments, ("BTC", "BKC", "CK", "BT"), ("BTC",))
+    else:
+        y = {"xla": _xla, "reference": _reference}[name](inputs.astype(compute), weight.astype(compute), number)
     if bias is not None:
         y = y + bias.astype(compute)[None, None]
     if activation == "silu":
@@ -77,6 +83,17 @@ def _reference(inputs, weight, number):
         return jnp.einsum("bkc,ck->bc", window, weight)
 
     return jnp.moveaxis(jax.lax.map(one, jnp.arange(inputs.shape[1] - taps + 1)), 0, 1)
+
+
+def _part(x, state, weight, number):
+    """A device's part of a sequence, whose window is the end of the part before, or the state."""
+    before = state.shape[1]
+    first = jax.lax.axis_index("sequence") == 0
+    window = jnp.where(first, state, neighbour(x[:, -before:], 1).astype(state.dtype))
+    inputs = jnp.concatenate([window, x], axis=1)
+    if number is not None:  # before the first part stands run 0, which the state belongs to
+        number = jnp.concatenate([neighbour(number[:, -before:], 1), number], axis=1)
+    return (_xla(inputs.astype(weight.dtype), weight, number),)
 
 
 @jax.custom_vjp

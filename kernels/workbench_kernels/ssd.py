@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from workbench_kernels.chunks import chunk_of, even_chunk, pad_time, put_chunk
 from workbench_kernels.implementation import resolve
-from workbench_kernels.mesh import on_each_device
+from workbench_kernels.mesh import on_each_device, parts, pass_states
 from workbench_kernels.segments import find_runs
 from workbench_kernels.shapes import require, require_steps, sum_dtype, widest_dtype
 
@@ -69,15 +69,20 @@ def ssd(
         dt = jnp.where(runs.real[..., None], dt, 0)
     state = state.astype(compute)
     starts = None if runs is None else runs.starts
-    if name == "mosaic_gpu":
-        from workbench_kernels import ssd_mosaic_gpu  # here: Pallas is slow to import, and rarely needed
-
-        arguments, axes = (x, dt, A, B, C, state, starts), ("BTHP", "BTH", "H", "BTGN", "BTGN", "BHPN", "BT")
-        y, state = on_each_device(ssd_mosaic_gpu.ssd, arguments, axes, ("BTHP", "BHPN"))
-    elif name == "xla":
+    passing = parts("T", sizes["T"]) > 1
+    if name == "reference":
+        y, state = _reference(*(a.astype(compute) for a in (x, dt, A, B, C)), state, starts)
+    elif name == "xla" and not passing:  # the compiler divides it
         y, state = _xla(x, dt, A.astype(compute), B, C, state, starts, chunk)
     else:
-        y, state = _reference(*(a.astype(compute) for a in (x, dt, A, B, C)), state, starts)
+        if name == "xla":
+            A, scan = A.astype(compute), functools.partial(_xla, chunk=chunk)
+        else:
+            from workbench_kernels import ssd_mosaic_gpu  # here: Pallas is slow to import, and rarely needed
+
+            scan = ssd_mosaic_gpu.ssd
+        arguments, axes = (x, dt, A, B, C, state, starts), ("BTHP", "BTH", "H", "BTGN", "BTGN", "BHPN", "BT")
+        y, state = on_each_device(pass_states(scan, _decay) if passing else scan, arguments, axes, ("BTHP", "BHPN"))
     if D is not None:
         y = y + D.astype(compute)[None, None, :, None] * x.astype(compute)
     if runs is not None:
@@ -131,6 +136,13 @@ def _refusal(**arrays):
 def _require_whole_groups(sizes):
     if sizes["H"] % sizes["G"]:
         raise ValueError(f"x has H={sizes['H']} heads and B has G={sizes['G']} groups; H must be a multiple of G")
+
+
+def _decay(dt, A, starts):
+    """[B, H, 1, 1]: what is left after all steps of a state before them."""
+    left = jnp.exp(dt.sum(axis=1, dtype=A.dtype) * A[None])
+    left = left if starts is None else jnp.where(starts.any(axis=1)[:, None], 0, left)
+    return left[..., None, None]
 
 
 def _reference(x, dt, A, B, C, state, starts):

@@ -22,7 +22,7 @@ from workbench.config import (
     PhonebookConfig,
     RunConfig,
 )
-from workbench.train.layout import check_rows, make_mesh, spec
+from workbench.train.layout import AXES, check_rows, make_mesh, spec
 
 LAYOUTS = {
     "one": Layout(),
@@ -31,6 +31,9 @@ LAYOUTS = {
     "2 x 2 x 2": Layout(data=2, fsdp=2, tensor=2),
     "2 x 2 x 2, in two parts": Layout(data=2, fsdp=2, tensor=2, micro=2),
     "1 x 8, in two parts": Layout(fsdp=8, micro=2, remat="all"),
+    "sequence 4": Layout(sequence=4),
+    "2 x 1 x 4": Layout(data=2, sequence=4),
+    "1 x 2 x 2 x 2, in two parts": Layout(fsdp=2, sequence=2, tensor=2, micro=2, remat="products"),
 }
 
 
@@ -59,7 +62,7 @@ def program(*arguments, **environment):
 @pytest.mark.parametrize(
     ("dtype", "tolerance", "periods", "layouts"),
     [
-        ("float32", 1e-5, 1, ["one", "2 x 2 x 2, in two parts"]),
+        ("float32", 1e-5, 1, ["one", "1 x 2 x 2 x 2, in two parts"]),
         pytest.param("float32", 1e-5, 2, list(LAYOUTS), marks=pytest.mark.slow),
         pytest.param("float64", 1e-10, 2, list(LAYOUTS), marks=pytest.mark.slow),
     ],
@@ -72,7 +75,7 @@ def test_every_layout_gives_one_devices_loss_curve(dtype, tolerance, periods, la
 
 
 def test_a_matrix_is_divided_over_the_axes_that_divide_it_and_a_vector_is_not():
-    mesh = jax.sharding.AbstractMesh((2, 4, 2), ("data", "fsdp", "tensor"))
+    mesh = jax.sharding.AbstractMesh((2, 4, 2, 2), AXES)
     assert spec("layers.0.mixer.qkv", (3, 16, 48), mesh) == P(None, "fsdp", "tensor")
     assert spec("1.mu.layers.0.mixer.out", (3, 48, 16), mesh) == P(None, "tensor", "fsdp")
     assert spec("embedding", (77, 16), mesh) == P(None, "fsdp")  # 77 is odd
@@ -82,10 +85,12 @@ def test_a_matrix_is_divided_over_the_axes_that_divide_it_and_a_vector_is_not():
 
 
 def test_a_layout_that_the_machine_or_the_batch_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match=r"needs 64 x 1 x 2 = 128 devices and there are \d+"):
+    with pytest.raises(ValueError, match=r"needs 64 x 1 x 1 x 2 = 128 devices and there are \d+"):
         make_mesh(Layout(data=64, tensor=2))
     with pytest.raises(ValueError, match=r"a batch has 12 rows, and the layout divides it into .* = 8 parts"):
-        check_rows(12, Layout(data=2, fsdp=2, micro=2))
+        check_rows(12, 32, Layout(data=2, fsdp=2, micro=2))
+    with pytest.raises(ValueError, match="a row has 30 tokens, and the layout divides it into 4 parts"):
+        check_rows(12, 30, Layout(sequence=4))
 
 
 if __name__ == "__main__":

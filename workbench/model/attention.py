@@ -10,10 +10,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 from workbench_kernels import causal_conv1d, platform
+from workbench_kernels.mesh import parts
 
 from workbench.config import AttentionConfig
 from workbench.model.norm import rms_norm, wide
 from workbench.model.product import product
+from workbench.model.ring import attend_ring
 from workbench.model.where import Where
 
 BLOCK = 128  # queries that are scored at a time in long sequences
@@ -166,7 +168,9 @@ def attend(
     q = q.reshape(batch, time, k.shape[2], heads // k.shape[2], size) * size**-0.5
     index = jnp.arange(time, dtype=jnp.int32)[None]
     block = partial(_attend_block, window=window)
-    if time <= BLOCK:
+    if parts("T", time) > 1:
+        y = attend_ring(_attend_part, q, k, v, segments, window)
+    elif time <= BLOCK:
         y = block(q, index, segments, k, v, index, segments)
     elif time <= UNROLLED * BLOCK:
         cut = lambda low, end, *arrays: [None if a is None else a[:, low:end] for a in arrays]  # noqa: E731

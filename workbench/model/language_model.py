@@ -91,6 +91,8 @@ class LanguageModel(nnx.Module):
         remat: what the backward pass makes again instead of keeping: "none", "products" (all but the results of matrix
         products with weights) or "all" (everything between two layers).
         """
+        if segments is not None:  # one number a token: whole on every device, whatever is divided of the sequence
+            segments = divide(segments, "BS")
         where, progress = locate(*tokens.shape, segments, None if state is None else state.progress)
         x = self.embedding[...][tokens].astype(self.config.dtype)  # in this order, gradients add up in float32
         period, periods = len(self.layers), self.periods

@@ -40,9 +40,12 @@ def _forward(x, w, dtype):
 
 def _backward(dtype, saved, dy):
     x, w = saved
-    rows, grads = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    turned = jax.lax.optimization_barrier  # else XLA folds the transposition into the product again
-    dw = turned(rows.T) @ grads if rows.shape[1] <= grads.shape[1] else (turned(grads.T) @ rows).T
+
+    def contracted(narrow, other):  # over all axes but the last, as they are: flattened, divided ones would be gathered
+        turned = jax.lax.optimization_barrier(jnp.moveaxis(narrow, -1, 0))  # else XLA folds it into the product again
+        return jnp.tensordot(turned, other, x.ndim - 1)
+
+    dw = contracted(x, dy) if x.shape[-1] <= dy.shape[-1] else contracted(dy, x).T
     return (dy @ w.T).astype(x.dtype), dw.astype(w.dtype)
 
 

@@ -11,6 +11,7 @@ import jax
 
 from workbench.config import Layout, RunConfig, nearest
 from workbench.study.sizes import FLOPS, binary, decimal
+from workbench.train.layout import AXES
 from workbench.train.plan import FILLED, KINDS, Plan, plan
 
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce")
@@ -84,7 +85,7 @@ def row(made: Plan, utilisation: float) -> dict[str, Any]:
 
 def table(plans: Sequence[Plan], utilisation: float) -> str:
     """The plans as aligned text, and the arithmetic behind the step's time."""
-    head = ["arm", "data x fsdp x tensor", "micro", "remat", "arguments", "temporary", "peak", "fits"]
+    head = ["arm", " x ".join(AXES), "micro", "remat", "arguments", "temporary", "peak", "fits"]
     head += [*COLLECTIVES, "others", "sending", "step"]
     body = []
     for each in plans:
@@ -93,7 +94,7 @@ def table(plans: Sequence[Plan], utilisation: float) -> str:
         body.append(
             [
                 each.arm,
-                f"{layout.data} x {layout.fsdp} x {layout.tensor}",
+                " x ".join(str(getattr(layout, axis)) for axis in AXES),
                 str(layout.micro),
                 layout.remat,
                 *map(binary, (each.argument_bytes, each.temporary_bytes, each.peak_bytes)),

@@ -13,10 +13,11 @@ from jax.sharding import PartitionSpec as P
 from workbench.config import Layout
 from workbench.model.names import name_of
 
-AXES = ("data", "fsdp", "tensor")
-ROWS = P(("data", "fsdp"))  # of a batch
+AXES = ("data", "fsdp", "sequence", "tensor")
+ROWS = P(("data", "fsdp"), "sequence")  # of a batch, and the tokens of a row
 
-# The last two axes of a matrix by the last part of its name: (what it reads, what it makes).
+# The last two axes of a matrix by the last part of its name: (what it reads, what it makes). None is divided over
+# sequence: with the embedding's width over fsdp and sequence, the compiler made every row whole on every device.
 INTO, OUT_OF = ("fsdp", "tensor"), ("tensor", "fsdp")
 RULES = {
     "qkv": INTO,
@@ -33,15 +34,15 @@ OTHERS = ("fsdp", None)  # matrices of a user's own layer
 
 
 def make_mesh(layout: Layout, devices: Sequence[Any] | None = None) -> Mesh:
-    """The devices, by default this machine's, as data x fsdp x tensor. Raises ValueError if they are too few."""
+    """The devices, by default this machine's, with AXES as its axes. Raises ValueError if they are too few."""
     found = jax.devices() if devices is None else devices
+    sizes = tuple(getattr(layout, axis) for axis in AXES)
     if layout.devices > len(found):
         raise ValueError(
-            f"the layout needs {layout.data} x {layout.fsdp} x {layout.tensor} = {layout.devices} devices and there "
+            f"the layout needs {' x '.join(map(str, sizes))} = {layout.devices} devices and there "
             f"are {len(found)} ({found[0].device_kind}); make it smaller"
         )
-    sizes = (layout.data, layout.fsdp, layout.tensor)
-    return jax.make_mesh(sizes, AXES, (AxisType.Auto,) * 3, devices=found[: layout.devices])
+    return jax.make_mesh(sizes, AXES, (AxisType.Auto,) * len(AXES), devices=found[: layout.devices])
 
 
 def spec(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
@@ -66,11 +67,16 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     )
 
 
-def check_rows(rows: int, layout: Layout) -> None:
-    """Raises ValueError unless a batch of that many rows can be divided."""
+def check_rows(rows: int, length: int, layout: Layout) -> None:
+    """Raises ValueError unless a batch of that many rows of that length can be divided."""
     parts = math.prod((layout.data, layout.fsdp, layout.micro))
     if rows % parts:
         raise ValueError(
             f"a batch has {rows} rows, and the layout divides it into data {layout.data} x fsdp {layout.fsdp} x micro "
             f"{layout.micro} = {parts} parts; make data.batch a multiple, or the layout smaller"
+        )
+    if length % layout.sequence:
+        raise ValueError(
+            f"a row has {length} tokens, and the layout divides it into {layout.sequence} parts; make data.length a "
+            "multiple of layout.sequence"
         )

@@ -142,7 +142,7 @@ def _train(run, folder, evaluators, layout, progress, tracker, on_step) -> dict[
                         position.seconds += time.perf_counter() - begun
                     check_batch(batch, run.model.vocabulary, f"the data ({type(run.data).__name__})")
                     shape = batch["tokens"].shape
-                    check_rows(len(batch["tokens"]), layout)
+                    check_rows(*shape, layout)
                     bar.set_postfix_str("compiling")
                     with recorded() as position.implementation:
                         compiling = time.perf_counter()

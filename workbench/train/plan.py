@@ -89,7 +89,7 @@ def plan(run: RunConfig, layout: Layout, device: Device) -> Plan:
 
     Raises ValueError for a layout that the batch does not fit, and OSError where the compiler is not installed.
     """
-    check_rows(run.data.batch, layout)
+    check_rows(run.data.batch, run.data.length, layout)
     mesh = make_mesh(layout, _devices(device, layout.devices))
     begun = time.perf_counter()
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), recorded() as implementation:
