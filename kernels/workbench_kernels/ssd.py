@@ -37,7 +37,7 @@ def ssd(
     segments [B, T] are document ids: a change of id restarts the state from zero; 0 is padding at a row's end, where
     y is 0 and no time passes. A given state belongs to document initial_segment [B] (None: to the row's first).
     In the XLA form `chunk` steps are one matrix product, made again in the backward pass, for which T / chunk states
-    are kept; products follow jax_default_matmul_precision.
+    are kept; products follow jax_default_matmul_precision. One step alone is `ssd_step`.
     implementation: "mosaic_gpu" (a kernel for GPUs of compute capability 9; x, B and C in bfloat16, N up to 256,
     chunks of its own), "xla", "reference", or "auto" for the first of these that can run here.
     Raises ValueError on shapes that do not fit (H is a multiple of G) and on an implementation that does not exist or
@@ -74,6 +74,10 @@ def ssd(
 
         arguments, axes = (x, dt, A, B, C, state, starts), ("BTHP", "BTH", "H", "BTGN", "BTGN", "BHPN", "BT")
         y, state = on_each_device(ssd_mosaic_gpu.ssd, arguments, axes, ("BTHP", "BHPN"))
+    elif name == "xla" and sizes["T"] == 1:
+        state = state if starts is None else jnp.where(starts[..., None, None], 0, state)
+        y, state = ssd_step(state, x[:, 0].astype(compute), dt[:, 0], A, B[:, 0], C[:, 0])
+        y = y[:, None]
     elif name == "xla":
         y, state = _xla(x, dt, A.astype(compute), B, C, state, starts, chunk)
     else:
