@@ -5,8 +5,9 @@ import pytest
 
 from workbench import generate as module
 from workbench.config import AttentionConfig, Mamba2Config, ModelConfig
+from workbench.count import count
 from workbench.data.tokenizer import Bytes
-from workbench.generate import Reading, Sampling, complete, follow, generate, read
+from workbench.generate import Reading, Sampling, blank, complete, follow, generate, read, with_cache
 from workbench.model.language_model import create
 
 SYMBOLS = {
@@ -56,12 +57,21 @@ def test_a_row_gives_in_a_batch_what_it_gives_alone(model):
     assert not np.array_equal(together.tokens[0], generate(model, PROMPTS, NEW, sampling=how, seed=9).tokens[0])
 
 
+def test_rows_with_samplings_of_their_own_give_what_each_gives_alone(model, greedy):
+    how = [Sampling(temperature=0.9, top_p=0.9), Sampling(), Sampling(temperature=1.2)]
+    together = generate(model, PROMPTS, NEW, sampling=how, seed=5)
+    np.testing.assert_array_equal(together.tokens[1], greedy.tokens[1])
+    for row in (0, 2):
+        alone = generate(model, [PROMPTS[row]], NEW, sampling=how[row], seed=5 + row)
+        np.testing.assert_array_equal(alone.tokens[0], together.tokens[row])
+
+
 def test_caches_double_so_that_a_size_compiles_one_program(model, greedy):
     assert greedy.reading.capacity == 512
-    before = module._draw_block._cache_size()
+    before = module.draw_block._cache_size()
     for size in (1, 7, 90):
         generate(model, PROMPTS, size)
-    assert module._draw_block._cache_size() == before
+    assert module.draw_block._cache_size() == before
 
 
 def test_going_on_from_a_reading_equals_never_having_stopped_and_leaves_it_as_it_was(model, greedy):
@@ -106,6 +116,38 @@ def test_following_says_how_likely_each_token_was_wherever_the_text_is_cut(model
     assert second.length == reading.length
 
 
+# ---- what is kept
+
+
+def test_a_saved_reading_goes_on_as_if_it_had_not_been_away(model, greedy, tmp_path):
+    first = generate(model, PROMPTS, 30)
+    first.reading.save(tmp_path / "reading.safetensors", model)
+    back = Reading.load(tmp_path / "reading.safetensors", model)
+    assert (back.length.tolist(), back.capacity) == (first.reading.length.tolist(), first.reading.capacity)
+    for row, new in enumerate(generate(model, back, NEW - 30).tokens):
+        np.testing.assert_array_equal(new, greedy.tokens[row][30:])
+    other = create(model.config, 1)
+    for wrong in (other, with_cache(model, "int8")):
+        with pytest.raises(ValueError, match="was read by another model"):
+            Reading.load(tmp_path / "reading.safetensors", wrong)
+
+
+@pytest.mark.parametrize("cache", ["", "bfloat16", "int8"])
+def test_a_readings_bytes_are_those_counted_and_a_windows_do_not_grow(model, cache, tmp_path):
+    model = with_cache(model, cache)
+    for capacity in (256, 1024):
+        state = blank(model, 2, capacity).state.layers
+        kept = [a for a in jax.tree.leaves(state) if a.dtype != jnp.int32]
+        assert sum(a.nbytes for a in kept) == 2 * count(model.config, capacity).state_bytes
+    assert state[1].keys.shape[2] == 1024 and state[2].keys.shape[2] == 300
+    reading = read(model, [PROMPTS[0]])  # and every kind can be kept
+    reading.save(tmp_path / "reading.safetensors", model)
+    back = Reading.load(tmp_path / "reading.safetensors", model)
+    for kept, again in zip(jax.tree.leaves(reading), jax.tree.leaves(back), strict=True):
+        assert np.asarray(kept).dtype == np.asarray(again).dtype
+        np.testing.assert_array_equal(kept, again)
+
+
 # ---- sampling
 
 
@@ -113,7 +155,7 @@ def chosen(logits, draws=4000, **knobs):
     """How often each token is drawn."""
     keys = jax.random.split(jax.random.key(0), draws)
     logits = np.broadcast_to(np.asarray(logits, np.float32), (draws, len(logits)))
-    tokens = jax.jit(module._next)(logits, keys, Sampling(**knobs).active())
+    tokens = jax.jit(module._next)(logits, keys, module.knobs([Sampling(**knobs)] * draws))
     return np.bincount(np.asarray(tokens), minlength=logits.shape[1]) / draws
 
 
@@ -233,6 +275,12 @@ def test_a_wrong_number_of_rows_or_seeds_is_refused(model):
     assert isinstance(reading, Reading)
     with pytest.raises(ValueError, match="2 prompts given; needed is one for each of the 3 rows"):
         read(model, PROMPTS[:2], reading)
+    with pytest.raises(ValueError, match="2 samplings for 3 rows"):
+        generate(model, reading, 1, sampling=[Sampling()] * 2)
+    with pytest.raises(ValueError, match=r"cache 'int4' is unknown; .*int8"):
+        with_cache(model, "int4")
+    with pytest.raises(ValueError, match="'SS' has no layer with a cache"):
+        with_cache(create(ModelConfig("SS", 8, 9), 0), "int8")
     with pytest.raises(ValueError, match="2 seeds for 3 rows"):
         generate(model, reading, 1, seed=[1, 2])
     with pytest.raises(ValueError, match="repetition needs the prompts themselves"):

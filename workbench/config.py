@@ -50,6 +50,10 @@ class LayerConfig(Protocol):
         ...
 
 
+# Bytes of an element of a cache, and of the scale that a key or value of a head has beside it
+CACHES = {"": None, "bfloat16": (2, 0), "int8": (1, 4)}
+
+
 @dataclass(frozen=True)
 class AttentionConfig:
     """Causal softmax attention; grouped-query when kv_heads < heads; rotary on the first part of each head."""
@@ -65,10 +69,13 @@ class AttentionConfig:
     out_bias: bool = later(False)
     qk_norm: bool = later(False)  # an RMS norm of each head's query and key, before they are rotated
     norm_epsilon: float = later(1e-5)  # of qk_norm
+    cache: str = later("")  # what generation keeps keys and values in: bfloat16, int8, or "" for the compute dtype
 
     def sizes(self, width: int) -> tuple[int, int, int]:
         """(heads, kv_heads, head_dim) at a width."""
         _at_least_one(self, "heads", "kv_heads", "head_dim", "window")
+        if self.cache not in CACHES:
+            raise ValueError(f"cache {self.cache!r} is unknown; {nearest(self.cache, CACHES)}")
         kv_heads = self.kv_heads or self.heads
         if self.heads % kv_heads:
             raise ValueError(f"attention has {self.heads} heads and {kv_heads} kv_heads; heads must be a multiple")
@@ -116,7 +123,8 @@ class AttentionConfig:
         heads, kv_heads, head_dim = self.sizes(width)
         kept = min(context, self.window) if self.window else context
         window = (self.conv - 1) * (heads + 2 * kv_heads) * head_dim if self.conv else 0
-        return (2 * kept * kv_heads * head_dim + window) * element_bytes
+        element, scale = CACHES[self.cache] or (element_bytes, 0)
+        return 2 * kept * kv_heads * (head_dim * element + scale) + window * element_bytes
 
 
 @dataclass(frozen=True)

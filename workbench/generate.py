@@ -6,9 +6,12 @@ often as wanted. Rows are apart: each gives what it would give alone.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -16,7 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from workbench.model.language_model import LanguageModel, ModelState
+from workbench.config import to_json
+from workbench.exchange import safetensors
+from workbench.model.language_model import LanguageModel, ModelState, create
+from workbench.model.names import named, restored, weights_hash
 
 if TYPE_CHECKING:
     from workbench.data.tokenizer import Tokenizer
@@ -27,6 +33,7 @@ CHUNK = 512  # tokens of the prompts that are read at a time: memory does not gr
 BLOCK = 64  # tokens that are drawn before the host looks at them
 SHOWN = 8  # the same, where somebody watches or a stop string may come
 SCORED = 64  # tokens a row whose logits are held at a time
+TOP = 5  # likeliest tokens of each place, where they are asked for
 
 
 class Reading(NamedTuple):
@@ -47,10 +54,54 @@ class Reading(NamedTuple):
         state, hidden = jax.tree.map(lambda leaf: leaf[index], (self.state, self.hidden))
         return Reading(state, hidden, self.length[index], self.capacity)
 
+    def save(self, path: Path | str, model: LanguageModel) -> None:
+        """Writes the reading as safetensors, with a hash of the model that read."""
+        arrays = {name: np.asarray(leaf) for name, leaf in named(self._kept()).items()}
+        arrays["length"], arrays["model"] = self.length.astype(np.int64), _identity(model)
+        safetensors.write(path, arrays | {"capacity": np.int64([self.capacity])})
+
+    @classmethod
+    def load(cls, path: Path | str, model: LanguageModel) -> Reading:
+        """What was saved, here or elsewhere. Raises ValueError unless this very model had read it."""
+        arrays = safetensors.read(path)
+        if not np.array_equal(arrays.pop("model", None), _identity(model)):
+            raise ValueError(f"{path} was read by another model, or its caches were kept otherwise; give that model")
+        length, (capacity,) = np.array(arrays.pop("length")), arrays.pop("capacity").tolist()
+        blank = jax.eval_shape(lambda: _new(model, len(length), capacity))
+        kept = restored({"state": blank[0], "hidden": blank[1]}, {name: jnp.array(a) for name, a in arrays.items()})
+        return cls(**kept, length=length, capacity=capacity)
+
+    def _kept(self) -> dict:
+        return {"state": self.state, "hidden": self.hidden}
+
+
+def _identity(model: LanguageModel) -> np.ndarray:
+    """Of the config and the weights, as bytes."""
+    config = json.dumps(to_json(model.config), sort_keys=True)
+    weights = weights_hash({name: np.asarray(leaf) for name, leaf in named(model).items()})
+    return np.frombuffer(hashlib.sha256(f"{config} {weights}".encode()).digest(), np.uint8)
+
+
+def with_cache(model: LanguageModel, cache: str) -> LanguageModel:
+    """The same weights, where generation keeps keys and values as bfloat16 or int8 ("": in the compute dtype).
+
+    They are rounded before anything reads them, so that no place where a text is cut changes what follows. Raises
+    ValueError for another cache, and for a model without any.
+    """
+    symbols = {s: replace(layer, cache=cache) if hasattr(layer, "cache") else layer
+               for s, layer in model.config.symbols.items()}  # fmt: skip
+    if not any(hasattr(layer, "cache") for layer in model.config.layers):
+        raise ValueError(f"pattern {model.config.pattern!r} has no layer with a cache; leave cache={cache!r} out")
+    config = replace(model.config, symbols=symbols)
+    return restored(jax.eval_shape(lambda: create(config, 0)), named(model))
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn; by default it is the likeliest. The fields apply in this order."""
+    """How the next token is drawn; by default it is the likeliest. The fields apply in this order.
+
+    Tokens exactly as likely as the last one kept are kept too.
+    """
 
     repetition: float = 1.0  # divides positive logits, multiplies negative ones, of tokens read or drawn before
     temperature: float = 0.0  # 0: the likeliest token, whatever follows
@@ -69,12 +120,16 @@ class Sampling:
             if not holds:
                 raise ValueError(f"sampling.{name} is {needed}; got {getattr(self, name)}")
 
-    def active(self) -> dict[str, float]:
-        """The fields that change anything: which they are is compiled, their values are not."""
-        values = {name: value for name, value in asdict(self).items() if value != getattr(Sampling, name)}
-        if not self.temperature:
-            values = {name: value for name, value in values.items() if name == "repetition"}
-        return values
+    def active(self) -> set[str]:
+        """The fields that change anything."""
+        names = {name for name, value in asdict(self).items() if value != getattr(Sampling, name)}
+        return names if self.temperature else names & {"repetition"}
+
+
+def knobs(rows: Sequence[Sampling]) -> dict[str, np.ndarray]:
+    """The fields that change anything for any row, [B, 1]: which they are is compiled, their values are not."""
+    names = sorted(set().union(*(each.active() for each in rows)))
+    return {name: np.float32([[getattr(each, name)] for each in rows]) for name in names}
 
 
 class Generated(NamedTuple):
@@ -109,10 +164,22 @@ def read(
 
     Raises ValueError for a row that would have read nothing, or a token that is not in the vocabulary.
     """
-    reading = _opened(model, prompts, after, room)
+    opened = reading = _opened(model, prompts, after, room)
+    for reading in reading_on(model, prompts, opened, chunk):  # noqa: B007
+        pass
+    return reading
+
+
+def reading_on(
+    model: LanguageModel, prompts: Sequence[Sequence[int] | np.ndarray], reading: Reading, chunk: int = CHUNK
+) -> Iterator[Reading]:
+    """What has been read after each piece of the prompts, the last one the whole: for whoever does other work between.
+
+    The reading has room for them.
+    """
     for tokens, real in _chunks(prompts, chunk):
         reading = _after(reading, real, *_read(model, reading.state, reading.hidden, tokens, real))
-    return reading
+        yield reading
 
 
 def follow(
@@ -177,7 +244,7 @@ def generate(
     prompts: Sequence[Sequence[int] | np.ndarray] | Reading,
     tokens: int = 64,
     *,
-    sampling: Sampling | None = None,
+    sampling: Sampling | Sequence[Sampling] | None = None,
     stop: Sequence[int] = (),
     seed: int | Sequence[int] = 0,
     on_tokens: Callable[[list[np.ndarray]], bool | None] | None = None,
@@ -185,8 +252,9 @@ def generate(
 ) -> Generated:
     """Up to `tokens` tokens after each prompt, or after what has been read; a stop token ends its row.
 
-    A row's draws follow from its own seed and place in the text alone: from seed + row, or one seed a row. on_tokens is
-    called with each row's new tokens, `every` of them (at most 64), to show them; what it returns as true ends all.
+    A row's draws follow from its own seed, sampling and place in the text alone: from seed + row, or one seed a row.
+    on_tokens is called with each row's new tokens, `every` of them (at most 64), to show them; what it returns as true
+    ends all.
     """
     begun = isinstance(prompts, Reading)
     reading = prompts if begun else read(model, prompts, room=min(tokens, BLOCK))
@@ -194,16 +262,18 @@ def generate(
     seeds = [seed + row for row in range(rows)] if isinstance(seed, int) else list(seed)
     if len(seeds) != rows:
         raise ValueError(f"{len(seeds)} seeds for {rows} rows; give one number, or one a row")
-    sampling = sampling or Sampling()
-    knobs = sampling.active()
-    if "repetition" in knobs:
-        knobs["seen"] = np.zeros((rows, model.config.vocabulary), bool)
+    each = list(sampling) if isinstance(sampling, Sequence) else [sampling or Sampling()] * rows
+    if len(each) != rows:
+        raise ValueError(f"{len(each)} samplings for {rows} rows; give one, or one a row")
+    how = knobs(each)
+    if "repetition" in how:
         if begun:
             raise ValueError("sampling.repetition needs the prompts themselves: what was read before is not kept")
+        how["seen"] = np.zeros((rows, model.config.vocabulary), bool)
         for row, prompt in enumerate(prompts):
-            knobs["seen"][row, np.asarray(prompt)] = True
+            how["seen"][row, np.asarray(prompt)] = True
     draw = Draw(
-        knobs,
+        how,
         jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)),
         np.asarray(stop, np.int32),
         jnp.zeros(rows, bool),
@@ -216,7 +286,8 @@ def generate(
         if not owned and wider is reading:  # the caller's own stays as it is: it is a value
             wider = reading._replace(state=jax.tree.map(jnp.copy, reading.state))
         owned = True
-        state, hidden, draw, block = _draw_block(model, wider.state, wider.hidden, draw, jnp.int32(count))
+        counts = jnp.full(rows, count, jnp.int32)
+        state, hidden, draw, block = draw_block(model, wider.state, wider.hidden, draw, counts)
         block, chance, done = np.asarray(block.tokens), np.asarray(block.log_probabilities), np.asarray(draw.done)
         new = [row[row >= 0] for row in block]
         reading = Reading(state, hidden, wider.length + [len(row) for row in new], wider.capacity)
@@ -250,7 +321,7 @@ def complete(
     prompts: Sequence[str] | Reading,
     tokens: int = 64,
     *,
-    sampling: Sampling | None = None,
+    sampling: Sampling | Sequence[Sampling] | None = None,
     stop: Sequence[str] = (),
     seed: int | Sequence[int] = 0,
     on_text: Callable[[int, str], None] | None = None,
@@ -264,7 +335,7 @@ def complete(
         raise ValueError('a stop string is empty; leave it out, or give one such as "\\n"')
     texts = prompts if isinstance(prompts, Reading) else encoded(tokenizer, prompts)
     rows = len(texts.length if isinstance(texts, Reading) else texts)
-    found = [_Tail(tokenizer, stop) for _ in range(rows)]
+    found = [Tail(tokenizer, stop) for _ in range(rows)]
 
     def look(new: list[np.ndarray]) -> bool:
         for row, more in enumerate(new):
@@ -293,7 +364,7 @@ def encoded(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[np.ndarray]:
     return [np.concatenate([[tokenizer.boundary], each.ids]) for each in found]
 
 
-class _Tail:
+class Tail:
     """One row's text as it grows: what may be shown of it, and whether a stop string has come."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]):
@@ -339,10 +410,11 @@ class Draw(NamedTuple):
 
 
 class Block(NamedTuple):
-    """tokens: -1 where a row had stopped."""
+    """tokens: -1 where a row had stopped, or waited. top: each place's likeliest tokens, and how likely they are."""
 
     tokens: Int[Array, "B N"]
     log_probabilities: Float[Array, "B N"]
+    top: tuple[Int[Array, "B N K"], Float[Array, "B N K"]] | None = None
 
 
 @partial(jax.jit, static_argnums=(1, 2))
@@ -355,6 +427,19 @@ def blank(model: LanguageModel, rows: int, capacity: int) -> Reading:
     """Rows that have read nothing, with room for at least `capacity` tokens."""
     capacity = _capacity(capacity)
     return Reading(*_new(model, rows, capacity), np.zeros(rows, int), capacity)
+
+
+def placed(reading: Reading, row: int, one: Reading) -> Reading:
+    """The reading with a row that another has read alone, at the same capacity. The reading given is used up."""
+    state, hidden = _place((reading.state, reading.hidden), jnp.int32(row), (one.state, one.hidden))
+    length = reading.length.copy()
+    length[row] = one.length[0]
+    return Reading(state, hidden, length, reading.capacity)
+
+
+@partial(jax.jit, donate_argnums=(0,))
+def _place(into, row: Int[Array, ""], one):
+    return jax.tree.map(lambda all, new: jax.lax.dynamic_update_index_in_dim(all, new[0], row, 0), into, one)
 
 
 def grown(model: LanguageModel, reading: Reading, capacity: int) -> Reading:
@@ -407,62 +492,79 @@ def _document(state: ModelState) -> Int[Array, " B"]:
     return jnp.maximum(state.progress.segment, 1)
 
 
-@partial(jax.jit, donate_argnums=(1,))
-def _draw_block(model: LanguageModel, state: ModelState, hidden: Array, draw: Draw, count: Int[Array, ""]):
-    """`count` tokens a row, fewer where all rows stop: one program for every count."""
+@partial(jax.jit, donate_argnums=(1,), static_argnums=(5,))
+def draw_block(
+    model: LanguageModel, state: ModelState, hidden: Array, draw: Draw, counts: Int[Array, " B"], top: bool = False
+):
+    """counts[b] tokens of each row, at most BLOCK, fewer where it stops; a row that needs no more waits for the others.
+
+    Returns what is read then, the draw and the block: one program for every count.
+    """
     rows = hidden.shape[0]
-    block = Block(jnp.full((rows, BLOCK), -1, jnp.int32), jnp.zeros((rows, BLOCK), jnp.float32))
+    block = Block(
+        jnp.full((rows, BLOCK), -1, jnp.int32),
+        jnp.zeros((rows, BLOCK), jnp.float32),
+        (jnp.zeros((rows, BLOCK, TOP), jnp.int32), jnp.zeros((rows, BLOCK, TOP), jnp.float32)) if top else None,
+    )
     index = jnp.arange(rows)
 
     def goes_on(carry):
         i, _, _, draw, _ = carry
-        return (i < count) & ~draw.done.all()
+        return ((i < counts) & ~draw.done).any()
 
     def step(carry):
         i, state, hidden, draw, block = carry
         logits = model.logits(hidden).astype(jnp.float32)
         keys = jax.vmap(jax.random.fold_in)(draw.keys, state.progress.length)
         token = _next(logits, keys, draw.knobs)
-        done = draw.done | (token[:, None] == draw.stop[None]).any(axis=1)
-        chance = logits[index, token] - jax.nn.logsumexp(logits, axis=-1)
-        block = Block(
-            block.tokens.at[:, i].set(jnp.where(done, -1, token)), block.log_probabilities.at[:, i].set(chance)
+        waits = i >= counts
+        done = draw.done | (~waits & (token[:, None] == draw.stop[None]).any(axis=1))
+        still = done | waits
+        total = jax.nn.logsumexp(logits, axis=-1)
+        put = lambda into, new: into.at[:, i].set(new)  # noqa: E731
+        found = Block(
+            put(block.tokens, jnp.where(still, -1, token)), put(block.log_probabilities, logits[index, token] - total)
         )
+        if top:
+            high, which = jax.lax.top_k(logits, TOP)
+            found = found._replace(top=(put(block.top[0], which), put(block.top[1], high - total[:, None])))
         knobs = dict(draw.knobs)
         if "seen" in knobs:
-            knobs["seen"] = knobs["seen"].at[index, token].set(True)
-        output = model(token[:, None], state, jnp.where(done, 0, _document(state))[:, None])
-        hidden = jnp.where(done[:, None], hidden, output.hidden[:, 0])
-        return i + 1, output.state, hidden, draw._replace(knobs=knobs, done=done), block
+            knobs["seen"] = knobs["seen"].at[index, token].max(~still)
+        output = model(token[:, None], state, jnp.where(still, 0, _document(state))[:, None])
+        hidden = jnp.where(still[:, None], hidden, output.hidden[:, 0])
+        return i + 1, output.state, hidden, draw._replace(knobs=knobs, done=done), found
 
     _, state, hidden, draw, block = jax.lax.while_loop(goes_on, step, (0, state, hidden, draw, block))
     return state, hidden, draw, block
 
 
 def _next(logits: Float[Array, "B V"], keys: Array, knobs: dict) -> Int[Array, " B"]:
-    """A token a row, by the sampling's fields in use."""
+    """A token a row, by the sampling's fields in use: the same whatever fields other rows use."""
     if "repetition" in knobs:
         by = jnp.where(knobs["seen"], knobs["repetition"], 1.0)
         logits = jnp.where(logits > 0, logits / by, logits * by)
+    likeliest = logits.argmax(axis=-1).astype(jnp.int32)
     if "temperature" not in knobs:
-        return logits.argmax(axis=-1).astype(jnp.int32)
-    logits = logits / knobs["temperature"]
-    if not knobs.keys() & {"top_k", "top_p", "min_p"}:
-        return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
-    order = jnp.argsort(-logits, axis=-1)
-    logits = jnp.take_along_axis(logits, order, axis=-1)
-    kept = jnp.ones(logits.shape, bool)
-    if "top_k" in knobs:
-        kept &= jnp.arange(logits.shape[1])[None] < knobs["top_k"]
-    for name in ("top_p", "min_p"):
-        if name in knobs:
-            chance = jax.nn.softmax(jnp.where(kept, logits, -jnp.inf), axis=-1)
-            if name == "top_p":  # a token stays if those before it do not reach the sum
-                kept &= jnp.cumsum(chance, axis=-1) - chance < knobs[name]
-            else:
-                kept &= chance >= knobs[name] * chance[:, :1]
-    place = jax.vmap(jax.random.categorical)(keys, jnp.where(kept, logits, -jnp.inf))
-    return jnp.take_along_axis(order, place[:, None], axis=-1)[:, 0].astype(jnp.int32)
+        return likeliest
+    warm = knobs["temperature"] > 0
+    logits = logits / jnp.where(warm, knobs["temperature"], 1.0)
+    if knobs.keys() & {"top_k", "top_p", "min_p"}:
+        falling = -jnp.sort(-logits, axis=-1)
+        kept = jnp.ones(logits.shape, bool)
+        if "top_k" in knobs:
+            kept &= (jnp.arange(logits.shape[1])[None] < knobs["top_k"]) | (knobs["top_k"] == 0)
+        for name in ("top_p", "min_p"):
+            if name in knobs:
+                chance = jax.nn.softmax(jnp.where(kept, falling, -jnp.inf), axis=-1)
+                if name == "top_p":  # a token stays if those before it do not reach the sum
+                    kept &= (jnp.cumsum(chance, axis=-1) - chance < knobs[name]) | (knobs[name] == 1)
+                else:
+                    kept &= chance >= knobs[name] * chance[:, :1]
+        least = jnp.where(kept, falling, jnp.inf).min(axis=-1, keepdims=True)
+        logits = jnp.where(logits >= least, logits, -jnp.inf)
+    drawn = jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+    return jnp.where(warm[:, 0], drawn, likeliest)
 
 
 def _capacity(tokens: int) -> int:

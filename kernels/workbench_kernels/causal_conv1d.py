@@ -65,9 +65,13 @@ def causal_conv1d(
     if runs is None:
         return y.astype(x.dtype), inputs[:, time:].astype(state.dtype)
     y = jnp.where(runs.real[..., None], y, 0)
-    places = runs.real.sum(axis=1, dtype=jnp.int32)[:, None] + jnp.arange(before, dtype=jnp.int32)[None]
-    window = jnp.take_along_axis(inputs, places[..., None], axis=1)
-    same = jnp.take_along_axis(number, places, axis=1) == number[:, -1:]
+    if time == 1:  # a choice, where gathering takes a CPU as long as the convolution
+        window = jnp.where(runs.real[..., None], inputs[:, 1:], inputs[:, :-1])
+        same = jnp.where(runs.real, number[:, 1:], number[:, :-1]) == number[:, -1:]
+    else:
+        places = runs.real.sum(axis=1, dtype=jnp.int32)[:, None] + jnp.arange(before, dtype=jnp.int32)[None]
+        window = jnp.take_along_axis(inputs, places[..., None], axis=1)
+        same = jnp.take_along_axis(number, places, axis=1) == number[:, -1:]
     return y.astype(x.dtype), jnp.where(same[..., None], window, 0).astype(state.dtype)
 
 

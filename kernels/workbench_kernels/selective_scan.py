@@ -36,7 +36,8 @@ def selective_scan(
     The state is after the last step, so a sequence may be cut anywhere and resumed (state=None: from zero).
     segments [B, T] are document ids: a change of id restarts the state from zero; 0 is padding at a row's end, where
     y is 0 and no time passes. A given state belongs to document initial_segment [B] (None: to the row's first).
-    The XLA form computes `chunk` steps (8) again at a time in the backward pass and keeps T / chunk states for it.
+    The XLA form computes `chunk` steps (8) again at a time in the backward pass and keeps T / chunk states for it; one
+    step alone is `selective_scan_step`.
     implementation: "mosaic_gpu" (a kernel for GPUs of compute capability 9; bfloat16 and float32, N up to 256, chunks
     of its own), "xla", "reference", or "auto" for the first of these that can run here.
     Raises ValueError on shapes that do not fit and on an implementation that does not exist or cannot take them.
@@ -57,6 +58,8 @@ def selective_scan(
         require("state", state, ("B", "I", "N"), sizes)
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk is {chunk}; it must be at least 1")
+    if implementation == "auto" and sizes["T"] == 1:  # decoding: a kernel would have a chunk to run
+        implementation = "xla"
     name = resolve("selective_scan", implementation, _refusal(x=x, dt=dt, A=A, B=B, C=C))
     runs = find_runs(segments, initial_segment, sizes["B"], sizes["T"])
 
@@ -71,6 +74,10 @@ def selective_scan(
     passing = parts("T", sizes["T"]) > 1
     if name == "reference":
         y, state = _reference(*(a.astype(compute) for a in (x, dt, A, B, C)), state, starts)
+    elif name == "xla" and sizes["T"] == 1:
+        state = state if starts is None else jnp.where(starts[..., None], 0, state)
+        y, state = selective_scan_step(state, *(a[:, 0].astype(compute) for a in (x, dt)), A, B[:, 0], C[:, 0])
+        y = y[:, None]
     elif name == "xla" and not passing:  # the compiler divides it
         y, state = _xla(x, dt, A.astype(compute), B, C, state, starts, chunk or CHUNK)
     else:

@@ -37,7 +37,7 @@ def ssd(
     segments [B, T] are document ids: a change of id restarts the state from zero; 0 is padding at a row's end, where
     y is 0 and no time passes. A given state belongs to document initial_segment [B] (None: to the row's first).
     In the XLA form `chunk` steps are one matrix product, made again in the backward pass, for which T / chunk states
-    are kept; products follow jax_default_matmul_precision.
+    are kept; products follow jax_default_matmul_precision. One step alone is `ssd_step`.
     implementation: "mosaic_gpu" (a kernel for GPUs of compute capability 9; x, B and C in bfloat16, N up to 256,
     chunks of its own), "xla", "reference", or "auto" for the first of these that can run here.
     Raises ValueError on shapes that do not fit (H is a multiple of G) and on an implementation that does not exist or
@@ -58,6 +58,8 @@ def ssd(
     _require_whole_groups(sizes)
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; it must be at least 1")
+    if implementation == "auto" and sizes["T"] == 1:  # decoding: a kernel would have a chunk to run
+        implementation = "xla"
     name = resolve("ssd", implementation, _refusal(x=x, dt=dt, A=A, B=B, C=C))
     runs = find_runs(segments, initial_segment, sizes["B"], sizes["T"])
 
@@ -72,6 +74,10 @@ def ssd(
     passing = parts("T", sizes["T"]) > 1
     if name == "reference":
         y, state = _reference(*(a.astype(compute) for a in (x, dt, A, B, C)), state, starts)
+    elif name == "xla" and sizes["T"] == 1:
+        state = state if starts is None else jnp.where(starts[..., None, None], 0, state)
+        y, state = ssd_step(state, x[:, 0].astype(compute), dt[:, 0], A, B[:, 0], C[:, 0])
+        y = y[:, None]
     elif name == "xla" and not passing:  # the compiler divides it
         y, state = _xla(x, dt, A.astype(compute), B, C, state, starts, chunk)
     else:

@@ -11,7 +11,7 @@ from flax import nnx
 
 from workbench.config import AttentionConfig, Mamba2Config, MambaConfig, MLPConfig, ModelConfig
 from workbench.count import Operation
-from workbench.model.attention import attend, attend_cache
+from workbench.model.attention import AttentionState, attend, attend_cache
 from workbench.model.initial import Make, constant, normal
 from workbench.model.language_model import create
 from workbench.model.names import named, restored
@@ -380,9 +380,9 @@ def test_a_long_cache_is_read_as_far_as_it_is_filled(x64, time, capacity):
     index = np.arange(capacity)[None]
     documents = np.where(index < end[:, None], np.where(np.array([[0], [1], [1]]) & (index >= 1200), 2, 1), -1)
     queries = np.repeat([[1], [2], [2]], time, axis=1)
-    where = (start[:, None] + np.arange(time)[None], queries, index, documents)
-    cache = (k.swapaxes(1, 2), v.swapaxes(1, 2))
-    got = jax.jit(lambda *a: attend_cache(*a, None))(q, *cache, *(jnp.asarray(a, jnp.int32) for a in where))
+    cache = AttentionState(k.swapaxes(1, 2), v.swapaxes(1, 2), jnp.asarray(documents, jnp.int32), None)
+    where = (start[:, None] + np.arange(time)[None], queries, index)
+    got = jax.jit(lambda *a: attend_cache(*a, None))(q, cache, *(jnp.asarray(a, jnp.int32) for a in where))
     for row, first in enumerate((0, 1200, 1200)):
         keys, values = k[row : row + 1, first : end[row]], v[row : row + 1, first : end[row]]
         own = jnp.concatenate([jnp.zeros((1, start[row] - first, 4, 4)), q[row : row + 1]], axis=1)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 from workbench_kernels import causal_conv1d, platform
 from workbench_kernels.mesh import parts
 
@@ -21,19 +21,23 @@ from workbench.model.where import Where
 BLOCK = 128  # queries that are scored at a time in long sequences
 KEPT = 1024  # queries up to which the backward pass keeps the scores instead of making them again
 KEYS = 1024  # of a longer cache that are looked at together, so that its empty part costs nothing
+ROWS = 16  # of a batch whose step is written one by one; more are looped over
 UNROLLED = 16  # blocks that are laid out one by one, each over the keys it can see; more are scanned over
 
 
 class AttentionState(NamedTuple):
     """The keys and values read so far, the document id of each (-1: not written), and the convolution's window.
 
-    Heads come before time: a CPU reads a head's keys of a step five to ten times as fast from one place.
+    Heads come before time: a CPU reads a head's keys of a step five to ten times as fast from one place. Kept as int8,
+    a key or value of one head is its integers times its scale.
     """
 
-    keys: Float[Array, "B G S K"]
-    values: Float[Array, "B G S K"]
+    keys: Num[Array, "B G S K"]
+    values: Num[Array, "B G S K"]
     segments: Int[Array, "B S"]
     window: Float[Array, "B W C"] | None
+    key_scales: Float[Array, "B G S"] | None = None
+    value_scales: Float[Array, "B G S"] | None = None
 
 
 class Attention(nnx.Module):
@@ -88,29 +92,39 @@ class Attention(nnx.Module):
         return product(y.reshape(batch, time, -1), self.out[...], bias=bias), state, {}
 
     def _with_cache(self, q, k, v, state: AttentionState, where: Where):
-        """What the queries read of the cache and of this call's keys, and the state with these in it."""
+        """What the queries read of the cache and of this call's keys, and the state with these in it.
+
+        Keys and values are rounded as they are kept before anything reads them, wherever a sequence is cut.
+        """
         time, capacity = q.shape[1], state.keys.shape[2]
         new = where.start[:, None] + jnp.arange(time, dtype=jnp.int32)[None]
-        if self.config.window is None:
-            state = write(state, k, v, where, ring=False)
-            index = jnp.arange(capacity, dtype=jnp.int32)[None]
-            y = attend_cache(q, state.keys, state.values, new, where.segments, index, state.segments, None)
-            lost = (new >= capacity) & (where.segments != 0)
-            return jnp.where(lost[..., None, None], jnp.nan, y), state  # a full cache gives no answer, not a wrong one
+        window, call = self.config.window, kept(state, k, v, where.segments)
+        if window is None or time == 1:  # a step overwrites the one key of a ring that it does not see
+            state = write(state, call, where, ring=window is not None)
+            if window is None:
+                index = jnp.arange(capacity, dtype=jnp.int32)[None]
+            else:
+                index = ring_index(where.start + (where.segments[:, 0] != 0), capacity)
+            y = attend_cache(q, state, new, where.segments, index, window)
+            if window is None:  # a full cache gives no answer, not a wrong one
+                y = jnp.where(((new >= capacity) & (where.segments != 0))[..., None, None], jnp.nan, y)
+            return y, state
         # the ring may lose keys that this call's first queries still see, so they are read before it is written
-        join = lambda old, new, axis: jnp.concatenate([old, new.astype(old.dtype)], axis=axis)  # noqa: E731
-        index = join(ring_index(where.start, capacity), new, 1)
-        keys, values = join(state.keys, k, 2), join(state.values, v, 2)
-        ids = join(state.segments, where.segments, 1)
-        y = attend_cache(q, keys, values, new, where.segments, index, ids, self.config.window)
-        return y, write(state, k, v, where, ring=True)
+        both = {
+            name: jnp.concatenate([getattr(state, name), each], axis=1 if name == "segments" else 2)
+            for name, each in call.items()
+        }
+        index = jnp.concatenate([ring_index(where.start, capacity), new], axis=1)
+        y = attend_cache(q, state._replace(**both), new, where.segments, index, window)
+        return y, write(state, call, where, ring=True)
 
     def initial_state(self, batch: int, capacity: int, dtype) -> AttentionState:
         capacity = min(capacity, self.config.window or capacity)
-        cache = jnp.zeros((batch, self.kv_heads, capacity, self.head_dim), dtype)
+        cache = jnp.zeros((batch, self.kv_heads, capacity, self.head_dim), self.config.cache or dtype)
+        scales = jnp.zeros(cache.shape[:-1], jnp.float32) if self.config.cache == "int8" else None
         channels = (self.heads + 2 * self.kv_heads) * self.head_dim
         window = jnp.zeros((batch, self.config.conv - 1, channels), dtype) if self.config.conv else None
-        return AttentionState(cache, cache, jnp.full((batch, capacity), -1, jnp.int32), window)
+        return AttentionState(cache, cache, jnp.full((batch, capacity), -1, jnp.int32), window, scales, scales)
 
 
 def rotary_angles(positions: Int[Array, "B T"], size: int, base: float) -> Float[Array, "B T R"]:
@@ -127,24 +141,60 @@ def rotate(x: Float[Array, "B T H K"], angles: Float[Array, "#B T R"]) -> Float[
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
 
 
-def write(state: AttentionState, k: jax.Array, v: jax.Array, where: Where, ring: bool) -> AttentionState:
+def kept(state: AttentionState, k: jax.Array, v: jax.Array, segments: Int[Array, "B T"]) -> dict[str, jax.Array]:
+    """A call's keys and values as the cache keeps them, and their documents, by the names of the state.
+
+    int8: integers up to 127 times a scale a key or value of each head, rounded to the nearest.
+    """
+    out = {"segments": segments}
+    for name, each in (("key", k), ("value", v)):
+        if state.keys.dtype == jnp.int8:
+            scales = jnp.abs(each).max(axis=-1).astype(jnp.float32) / 127
+            each = jnp.round(wide(each) / jnp.where(scales > 0, scales, 1)[..., None])
+            out[f"{name}_scales"] = scales
+        out[f"{name}s"] = each.astype(state.keys.dtype)
+    return out
+
+
+def write(state: AttentionState, call: dict[str, jax.Array], where: Where, ring: bool) -> AttentionState:
     """The cache with this call's keys: key i in slot i, or in a ring (a window's cache) in slot i modulo the capacity.
 
     Padding is not written, nor is a key past the capacity, or one that a later one of the same call would overwrite.
     """
-    time, capacity = k.shape[2], state.keys.shape[2]
+    time, capacity = where.segments.shape[1], state.keys.shape[2]
     index = where.start[:, None] + jnp.arange(time, dtype=jnp.int32)[None]
     real = where.segments != 0
     end = where.start[:, None] + real.sum(axis=1, keepdims=True, dtype=jnp.int32)
-    stays = index >= end - capacity if ring else index < capacity
-    slot = jnp.where(real & stays, index % capacity, capacity)  # out of range: dropped
-    put = lambda cache, at, values: cache.at[at].set(values.astype(cache.dtype), mode="drop")  # noqa: E731
+    stays = real & (index >= end - capacity if ring else index < capacity)
+    if time == 1:
+        return state._replace(
+            **{name: _write_one(getattr(state, name), each, index[:, 0] % capacity, stays[:, 0])
+               for name, each in call.items()}
+        )  # fmt: skip
+    slot = jnp.where(stays, index % capacity, capacity)  # out of range: dropped
+    put = lambda cache, at, values: cache.at[at].set(values, mode="drop")  # noqa: E731
     each_head = jax.vmap(jax.vmap(put, (0, None, 0)))
     return state._replace(
-        keys=each_head(state.keys, slot, k),
-        values=each_head(state.values, slot, v),
-        segments=jax.vmap(put)(state.segments, slot, where.segments),
-    )
+        **{name: (jax.vmap(put) if name == "segments" else each_head)(getattr(state, name), slot, each)
+           for name, each in call.items()}
+    )  # fmt: skip
+
+
+def _write_one(cache: jax.Array, new: jax.Array, slot: Int[Array, " B"], stays: Bool[Array, " B"]) -> jax.Array:
+    """The cache, [B, S] or [B, G, S, ...], with one step of each row that stays.
+
+    Row by row: a CPU writes each in place, and makes a loop over rows and heads of a scatter.
+    """
+    axis, slot = min(cache.ndim - 1, 2), slot.astype(jnp.int32)
+
+    def row(i, cache):
+        at = [jnp.int32(0)] * cache.ndim
+        at[0], at[axis] = jnp.int32(i), slot[i]
+        one = jax.lax.dynamic_slice_in_dim(new, i, 1)
+        one = jnp.where(stays[i], one, jax.lax.dynamic_slice(cache, at, one.shape))
+        return jax.lax.dynamic_update_slice(cache, one, at)
+
+    return jax.lax.fori_loop(0, len(slot), row, cache, unroll=min(len(slot), ROWS))
 
 
 def ring_index(length: Int[Array, " B"], capacity: int) -> Int[Array, "B S"]:
@@ -207,12 +257,10 @@ def attend(
 
 def attend_cache(
     q: Float[Array, "B T H K"],
-    keys: Float[Array, "B G S K"],
-    values: Float[Array, "B G S K"],
+    cache: AttentionState,
     query_index: Int[Array, "B T"],
     query_segments: Int[Array, "B T"],
     key_index: Int[Array, "#B S"],
-    key_segments: Int[Array, "B S"],
     window: int | None,
 ) -> Float[Array, "B T H K"]:
     """Softmax attention to a cache: a query sees keys of its document up to its own index, within the window.
@@ -220,12 +268,13 @@ def attend_cache(
     An index below 0 is no key. Without a window key s has index s, and a long cache is read as far as it is needed.
     """
     batch, time, heads, size = q.shape
-    q = q.reshape(batch, time, keys.shape[1], heads // keys.shape[1], size) * size**-0.5
-    whole = window is not None or keys.shape[2] <= KEYS
+    q = q.reshape(batch, time, cache.keys.shape[1], heads // cache.keys.shape[1], size) * size**-0.5
+    whole = window is not None or cache.keys.shape[2] <= KEYS
     look = partial(_attend_part, window=window) if whole else _attend_filled
+    kept = (cache.keys, cache.values, key_index, cache.segments, cache.key_scales, cache.value_scales)
 
     def block(q, query_index, query_segments):
-        read, total, _ = look(q, query_index, query_segments, keys, values, key_index, key_segments)
+        read, total, _ = look(q, query_index, query_segments, *kept)
         return (read / total).astype(q.dtype).transpose(0, 3, 1, 2, 4)
 
     queries = (q, query_index, query_segments)
@@ -255,18 +304,17 @@ def _attend_block(q, query_index, query_segments, k, v, key_index, key_segments,
     return (read / total).astype(v.dtype).transpose(0, 3, 1, 2, 4)
 
 
-def _attend_filled(q, query_index, query_segments, keys, values, key_index, key_segments):
+def _attend_filled(q, query_index, query_segments, keys, values, key_index, key_segments, key_scales, value_scales):
     """Some queries against a long cache, KEYS keys at a time: those past the last query's own are not looked at."""
     needed, last = query_index.max() + 1, keys.shape[2] - KEYS
 
     def look(carry, first):
         at = jnp.minimum(first, last)  # the last piece reaches back over keys that were looked at before
-        cut = lambda a, axis: jax.lax.dynamic_slice_in_dim(a, at, KEYS, axis)  # noqa: E731
+        cut = lambda a, axis: None if a is None else jax.lax.dynamic_slice_in_dim(a, at, KEYS, axis)  # noqa: E731
         index = cut(key_index, 1)
         index = jnp.where(index >= first, index, -1)
-        part = _attend_part(
-            q, query_index, query_segments, cut(keys, 2), cut(values, 2), index, cut(key_segments, 1), window=None
-        )
+        seen = (cut(keys, 2), cut(values, 2), index, cut(key_segments, 1), cut(key_scales, 2), cut(value_scales, 2))
+        part = _attend_part(q, query_index, query_segments, *seen, window=None)
         highest = jnp.maximum(carry[2], part[2])
         before, now = jnp.exp(carry[2] - highest), jnp.exp(part[2] - highest)
         return carry[0] * before + part[0] * now, carry[1] * before + part[1] * now, highest
@@ -280,11 +328,14 @@ def _attend_filled(q, query_index, query_segments, keys, values, key_index, key_
     return jax.lax.scan(step, nothing, jnp.arange(0, keys.shape[2], KEYS, dtype=jnp.int32))[0]
 
 
-def _attend_part(q, query_index, query_segments, k, v, key_index, key_segments, *, window):
+def _attend_part(
+    q, query_index, query_segments, k, v, key_index, key_segments, key_scales=None, value_scales=None, *, window
+):
     """What queries [B, T, G, R, K] read from keys [B, G, S, K], the sum of its weights, and the score these are above.
 
     Heads come before time, which is twice as fast on a CPU; a single query is not worth a product of matrices there.
     """
+    k, v = (a.astype(q.dtype) for a in (k, v))
     query, key = query_index[:, :, None], key_index[:, None, :]
     seen = (key <= query) & (key >= 0)
     if window is not None:
@@ -297,10 +348,14 @@ def _attend_part(q, query_index, query_segments, k, v, key_index, key_segments, 
         scores = jnp.sum(wide(k)[:, :, None] * wide(q), axis=-1)[:, :, :, None]
     else:
         scores = jnp.einsum("BGRTK,BGSK->BGRTS", q, k, preferred_element_type=wide(q).dtype)
+    if key_scales is not None:
+        scores = scores * key_scales[:, :, None, None]
     scores = jnp.where(seen[:, None, None], scores, -1e30)  # finite: a query of padding sees nothing and is no NaN
     highest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
     weights = jnp.exp(scores - highest)
     total = weights.sum(axis=-1, keepdims=True)  # divides what was read, which has fewer elements than the weights
+    if value_scales is not None:
+        weights = weights * value_scales[:, :, None, None]
     if single:
         read = jnp.sum(weights[:, :, :, 0, :, None] * wide(v)[:, :, None], axis=-2)[:, :, :, None]
     else:

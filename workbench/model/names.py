@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import jax
+import numpy as np
 
 
 def name_of(path: tuple) -> str:
@@ -30,3 +32,13 @@ def restored(tree: Any, arrays: dict[str, Any]) -> Any:
         if tuple(leaf.shape) != tuple(arrays[name].shape):
             raise ValueError(f"parameter {name} has shape {tuple(arrays[name].shape)}, needed {tuple(leaf.shape)}")
     return jax.tree_util.tree_unflatten(structure, [arrays[name] for name in wanted])
+
+
+def weights_hash(arrays: dict[str, Any]) -> str:
+    """sha256 of every array with its name, dtype and shape, in name order."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.view(np.uint8).data if array.ndim else array.tobytes())
+    return digest.hexdigest()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
 import shutil
@@ -23,7 +22,7 @@ import orbax.checkpoint as ocp
 
 from workbench.config import RunConfig, differences, from_json, short_hash, to_json
 from workbench.model.language_model import create
-from workbench.model.names import named, restored
+from workbench.model.names import named, restored, weights_hash
 
 KEPT = 2  # the latest, beside the best on the select split
 
@@ -183,16 +182,6 @@ def hashes(folder: Path | str) -> dict[int, str]:
 def put(tree: Any, arrays: dict[str, np.ndarray]) -> Any:
     """The tree with the arrays of these names on the device."""
     return restored(tree, {name: jnp.array(array) for name, array in arrays.items()})
-
-
-def weights_hash(arrays: dict[str, Any]) -> str:
-    """sha256 of every array with its name, dtype and shape, in name order."""
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.view(np.uint8).data if array.ndim else array.tobytes())
-    return digest.hexdigest()
 
 
 def _score_of(metrics: dict) -> float:
