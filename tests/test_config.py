@@ -228,6 +228,7 @@ OTHER = {  # another legal value for the fields where adding one is not
     "model.symbols.*.head_dim": 32,
     "model.symbols.*.rotary": 0.5,
     "model.symbols.*.window": 16,
+    "model.symbols.*.cache": "int8",
     "model.symbols.-.hidden": 64,
     "model.symbols.-.activation": "swiglu",
     "data.entries": (2, 3),

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 from workbench_kernels import platform
+from workbench_kernels.mesh import parts
 
 
 def product(
@@ -40,12 +41,17 @@ def _forward(x, w, dtype):
 
 def _backward(dtype, saved, dy):
     x, w = saved
+    rows, grads = x, dy
+    if parts("T", x.shape[1] if x.ndim > 2 else 1) == 1:  # else it would be gathered
+        rows, grads = (a.reshape(-1, a.shape[-1]) for a in (x, dy))
 
-    def contracted(narrow, other):  # over all axes but the last, as they are: flattened, divided ones would be gathered
+    def contracted(narrow, other):  # over all axes but the last
         turned = jax.lax.optimization_barrier(jnp.moveaxis(narrow, -1, 0))  # else XLA folds it into the product again
-        return jnp.tensordot(turned, other, x.ndim - 1)
+        return jnp.tensordot(
+            turned, other, narrow.ndim - 1, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32)
+        )
 
-    dw = contracted(x, dy) if x.shape[-1] <= dy.shape[-1] else contracted(dy, x).T
+    dw = contracted(rows, grads) if x.shape[-1] <= dy.shape[-1] else contracted(grads, rows).T
     return (dy @ w.T).astype(x.dtype), dw.astype(w.dtype)
 
 
