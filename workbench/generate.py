@@ -345,7 +345,7 @@ def complete(
         return all(tail.ended or not len(more) for tail, more in zip(found, new, strict=True))
 
     out = generate(
-        model, texts, tokens, sampling=sampling, stop=[tokenizer.boundary], seed=seed, on_tokens=look,
+        model, texts, tokens, sampling=sampling, stop=tokenizer.ends, seed=seed, on_tokens=look,
         every=BLOCK if on_text is None and not stop else SHOWN,
     )  # fmt: skip
     for row, tail in enumerate(found):

@@ -99,6 +99,8 @@ def test_documents_begin_as_the_source_says_and_still_do_when_loaded(tmp_path, t
     found = tokenizer_in(tmp_path)
     for tokenizer in (found, loaded(found.saved())):
         assert tokenizer.fast.id_to_token(tokenizer.boundary) == begins
+        stops = {"</s>", "<|endoftext|>"} & tokenizer.fast.get_vocab().keys()
+        assert set(map(tokenizer.fast.id_to_token, tokenizer.ends)) == stops | {begins}
         assert len(tokenizer.encode([b"ab"])[0].ids) == 2
 
 

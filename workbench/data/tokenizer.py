@@ -31,6 +31,7 @@ class Encoded(NamedTuple):
 class Tokenizer(Protocol):
     vocabulary: int
     boundary: int  # what a document begins with
+    ends: tuple[int, ...]  # what a model may write where a document ends: the boundary, and others that mean it
 
     def encode(self, documents: Sequence[bytes]) -> list[Encoded]: ...
 
@@ -44,7 +45,7 @@ class Tokenizer(Protocol):
 class Bytes:
     """Byte b is token b + 1; 0 is the boundary."""
 
-    vocabulary, boundary = 257, 0
+    vocabulary, boundary, ends = 257, 0, (0,)
 
     def encode(self, documents: Sequence[bytes]) -> list[Encoded]:
         ids = [np.frombuffer(document, np.uint8).astype(np.int64) + 1 for document in documents]
@@ -78,6 +79,8 @@ class Json:
         if self.boundary is None:
             wanted = repr(boundary) if boundary else f"none of {', '.join(BOUNDARIES)}"
             raise ValueError(f"{name} has no token to begin documents with ({wanted}); add one")
+        known = (self.fast.token_to_id(token) for token in BOUNDARIES)
+        self.ends = tuple(sorted({self.boundary, *(token for token in known if token is not None)}))
 
     def encode(self, documents: Sequence[bytes]) -> list[Encoded]:
         texts = [document.decode() for document in documents]
@@ -108,6 +111,7 @@ class SentencePiece:
         self.boundary = next((i for i in (self.pieces.eos_id(), self.pieces.bos_id()) if i >= 0), None)
         if self.boundary is None:
             raise ValueError(f"{name} has neither an end nor a beginning of sentence to begin documents with")
+        self.ends = (self.boundary,)
 
     def encode(self, documents: Sequence[bytes]) -> list[Encoded]:
         out = []

@@ -106,9 +106,11 @@ def to_huggingface(model: LanguageModel, path: Path | str, tokenizer: Tokenizer 
     path.mkdir(parents=True, exist_ok=True)
     if isinstance(tokenizer, Json):
         boundary = tokenizer.fast.id_to_token(tokenizer.boundary)
-        raw["bos_token_id"] = raw["eos_token_id"] = tokenizer.boundary
+        others = [token for token in tokenizer.ends if token != tokenizer.boundary]
+        end = others[0] if others and boundary not in BOUNDARIES else tokenizer.boundary  # <s> begins, and ends nothing
+        raw["bos_token_id"], raw["eos_token_id"] = tokenizer.boundary, end
         write_json(path / "tokenizer.json", json.loads(tokenizer.fast.to_str()))
-        special = {"bos_token": boundary, "eos_token": boundary}
+        special = {"bos_token": boundary, "eos_token": tokenizer.fast.id_to_token(end)}
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True, **special}
         write_json(path / "tokenizer_config.json", settings)
     safetensors.write(path / "model.safetensors", arrays)
