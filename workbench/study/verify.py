@@ -113,13 +113,17 @@ def _config(text: str) -> RunConfig:
 
 
 def config_of(run: Run) -> RunConfig:
-    return _config(json.dumps(run.config))
+    """Raises Absent where this code, which may be another than the run's, cannot read the config."""
+    try:
+        return _config(json.dumps(run.config))
+    except (ValueError, TypeError, OSError) as error:
+        raise Absent(f"its config is not one of this code ({error})") from None
 
 
 def named(run: Run, folder: Path) -> list[str]:
     """runs carry the names that their configs have."""
-    name = config_of(run).name
-    return [] if run.result["run"] == name else [f"its result is of {run.result['run']}, its config makes {name}"]
+    name, made = run.result["run"], short_hash(run.config)  # as it stands there, whatever this code would make of it
+    return [] if name.rpartition("-")[2] == made else [f"its result is of {name}, its config's hash is {made}"]
 
 
 def counted(run: Run, folder: Path) -> list[str]:
@@ -234,9 +238,10 @@ def kept(run: Run, folder: Path) -> list[str]:
 
     if not (folder / "checkpoints").is_dir():
         raise Absent("no checkpoints here")
+    config = config_of(run)
     saved, model = load_model(folder, run.result["steps"])
-    if short_hash(saved) != short_hash(run.config):
-        return ["the checkpoint is of another config: " + differences(saved, config_of(run))[0]]
+    if short_hash(saved) != short_hash(config):
+        return ["the checkpoint is of another config: " + differences(saved, config)[0]]
     found = weights_hash(arrays(model))
     return (
         []

@@ -146,7 +146,7 @@ def load_model(folder: Path | str, step: int | Literal["best"] | None = None) ->
     folder = Path(folder)
     if not _place(folder).is_dir():
         raise ValueError(f"{folder} has no checkpoints; give the folder of a run that has been trained")
-    with ocp.CheckpointManager(_place(folder), options=ocp.CheckpointManagerOptions(read_only=True)) as checkpoints:
+    with _to_read(folder) as checkpoints:
         steps = sorted(checkpoints.all_steps())
         if not steps:
             raise ValueError(f"{folder} has no complete checkpoint")
@@ -167,12 +167,16 @@ def load_model(folder: Path | str, step: int | Literal["best"] | None = None) ->
     return run, put(jax.eval_shape(lambda: create(run.model, run.seed)), arrays)
 
 
+def _to_read(folder: Path) -> ocp.CheckpointManager:
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what reading alone implies
+    return ocp.CheckpointManager(_place(folder), options=ocp.CheckpointManagerOptions(read_only=True))
+
+
 def hashes(folder: Path | str) -> dict[int, str]:
     """The hash of the weights of every checkpoint of a run, by step. Raises ValueError for a damaged one."""
     if not _place(Path(folder)).is_dir():
         return {}
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    with ocp.CheckpointManager(_place(Path(folder)), options=options) as checkpoints:
+    with _to_read(Path(folder)) as checkpoints:
         try:
             return {step: _facts(checkpoints, step)["hashes"]["model"] for step in sorted(checkpoints.all_steps())}
         except _Damaged as damage:
