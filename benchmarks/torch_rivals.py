@@ -1,4 +1,4 @@
-"""The same models in PyTorch, for train_cpu.py: it starts this file in an interpreter where torch can be imported.
+"""The same models in PyTorch, for train_cpu.py and decode.py, which start this file where torch can be imported.
 
 Reads a JSON request a line on standard input and answers with one on standard output, so that it computes only while it
 is asked to. Needs torch and numpy alone; transformers only for the stock models.
@@ -7,6 +7,7 @@ is asked to. Needs torch and numpy alone; transformers only for the stock models
 - Mamba: the scan step by step, time unbound first, over decays and inputs made at once.
 - Mamba-2: the chunked form of Dao & Gu 2024 (arXiv:2405.21060), section 6, in einsums, all chunks at once.
 - stock: MambaForCausalLM and Mamba2ForCausalLM of transformers, which take their slow path on a CPU.
+- released: any folder that transformers loads, to read prompts and write on.
 """
 
 import json
@@ -292,6 +293,58 @@ def is_undecayed(name, names):
     return last in names or last.endswith(("_bias", "_scale")) or any("norm" in part for part in (*above, last))
 
 
+class Released:
+    """A folder's model under transformers, its prompts, and how fast it reads and writes on, the likeliest token each.
+
+    decode is the bare loop over the model with its cache, generate is transformers' own method around it.
+    """
+
+    def __init__(self, folder, prompts):
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        config = transformers.AutoConfig.from_pretrained(folder)
+        if hasattr(config, "chunk_size"):
+            config.chunk_size = CHUNK  # of its Mamba-2, which keeps [T, chunk, H, N]: 256 takes four times the memory
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, config=config).eval()
+        self.prompts = torch.tensor(prompts)
+
+    def read(self):
+        return self.model(self.prompts, use_cache=True, logits_to_keep=1)
+
+    @torch.inference_mode()
+    def prompt(self, **_):
+        start = time.perf_counter()
+        out = self.read()
+        return {"seconds": time.perf_counter() - start, "logits": out.logits[:, -1].tolist()}
+
+    @torch.inference_mode()
+    def decode(self, tokens):
+        out = self.read()
+        cache = next(name for name in ("past_key_values", "cache", "cache_params") if out.get(name) is not None)
+        token, found = out.logits[:, -1].argmax(-1, keepdim=True), []
+        start = time.perf_counter()
+        for _ in range(tokens):
+            out = self.model(token, use_cache=True, **{cache: out[cache]})
+            token = out.logits[:, -1].argmax(-1, keepdim=True)
+            found.append(token)
+        return {"seconds": (time.perf_counter() - start) / tokens, "tokens": torch.cat(found, 1).tolist()}
+
+    @torch.inference_mode()
+    def generate(self, tokens):
+        times = []
+
+        def clock(ids, scores, **_):
+            times.append(time.perf_counter())
+            return torch.zeros(len(ids), dtype=torch.bool)
+
+        self.model.generate(
+            self.prompts, attention_mask=torch.ones_like(self.prompts), do_sample=False, stopping_criteria=[clock],
+            max_new_tokens=tokens + 1, pad_token_id=0,
+        )  # fmt: skip
+        return {"seconds": (times[-1] - times[0]) / tokens}
+
+
 def answer(jobs, request):
     do = request.pop("do")
     if do == "facts":
@@ -312,6 +365,12 @@ def answer(jobs, request):
         results = [jobs["job"].step() for _ in range(request["steps"])]
         seconds = (time.perf_counter() - start) / request["steps"]
         return {"seconds": seconds, "losses": [r[0] for r in results], "norms": [r[1] for r in results]}
+    if do == "load":
+        jobs.clear()
+        jobs["job"] = job = Released(**request)
+        return {"parameters": sum(p.numel() for p in job.model.parameters())}
+    if do in ("prompt", "decode", "generate"):
+        return getattr(jobs["job"], do)(**request)
     raise ValueError(f"unknown request {do!r}")
 
 
