@@ -294,10 +294,7 @@ def is_undecayed(name, names):
 
 
 class Released:
-    """A folder's model under transformers, its prompts, and how fast it reads and writes on, the likeliest token each.
-
-    decode is the bare loop over the model with its cache, generate is transformers' own method around it.
-    """
+    """A folder's model under transformers, and how fast it reads its prompts and writes on, the likeliest token each."""
 
     def __init__(self, folder, prompts):
         import transformers
@@ -319,18 +316,6 @@ class Released:
         return {"seconds": time.perf_counter() - start, "logits": out.logits[:, -1].tolist()}
 
     @torch.inference_mode()
-    def decode(self, tokens):
-        out = self.read()
-        cache = next(name for name in ("past_key_values", "cache", "cache_params") if out.get(name) is not None)
-        token, found = out.logits[:, -1].argmax(-1, keepdim=True), []
-        start = time.perf_counter()
-        for _ in range(tokens):
-            out = self.model(token, use_cache=True, **{cache: out[cache]})
-            token = out.logits[:, -1].argmax(-1, keepdim=True)
-            found.append(token)
-        return {"seconds": (time.perf_counter() - start) / tokens, "tokens": torch.cat(found, 1).tolist()}
-
-    @torch.inference_mode()
     def generate(self, tokens):
         times = []
 
@@ -338,11 +323,11 @@ class Released:
             times.append(time.perf_counter())
             return torch.zeros(len(ids), dtype=torch.bool)
 
-        self.model.generate(
+        found = self.model.generate(
             self.prompts, attention_mask=torch.ones_like(self.prompts), do_sample=False, stopping_criteria=[clock],
             max_new_tokens=tokens + 1, pad_token_id=0,
         )  # fmt: skip
-        return {"seconds": (times[-1] - times[0]) / tokens}
+        return {"seconds": (times[-1] - times[0]) / tokens, "tokens": found[:, self.prompts.shape[1] :].tolist()}
 
 
 def answer(jobs, request):
@@ -369,7 +354,7 @@ def answer(jobs, request):
         jobs.clear()
         jobs["job"] = job = Released(**request)
         return {"parameters": sum(p.numel() for p in job.model.parameters())}
-    if do in ("prompt", "decode", "generate"):
+    if do in ("prompt", "generate"):
         return getattr(jobs["job"], do)(**request)
     raise ValueError(f"unknown request {do!r}")
 
