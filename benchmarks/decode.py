@@ -7,8 +7,8 @@ Four architectures of width 256, 8 layers and vocabulary 4096, at batch 1 and 8:
 same weights are written for transformers (workbench.exchange) and loaded there; the logits after the prompt must agree
 before anything is timed, and the share of equal tokens is printed. Then the two take turns, never at the same moment,
 each with every thread of the machine; theirs writes by its own `generate`, from the first new token to the last. No
-architecture of transformers has the hybrid's weights, so ours is timed alone. Only ratios within a run mean anything; on
-a busy machine those of the fastest turns mean more than those of the medians. Last, a step of the pure state-space
+architecture of transformers has the hybrid's weights, so ours is timed alone. Only ratios within a run mean anything;
+on a busy machine those of the fastest turns mean more than those of the medians. Last, a step of the pure state-space
 models against context.
 """
 

@@ -294,7 +294,7 @@ def is_undecayed(name, names):
 
 
 class Released:
-    """A folder's model under transformers, and how fast it reads its prompts and writes on, the likeliest token each."""
+    """A folder's model under transformers, and how fast it reads prompts and writes on, the likeliest token each."""
 
     def __init__(self, folder, prompts):
         import transformers
