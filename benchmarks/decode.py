@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import functools
-import json
 import sys
 import tempfile
 import time
@@ -26,7 +25,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from train_cpu import Rival, machine
+from train_cpu import Rival, keep, machine
 
 from workbench import pattern as patterns
 from workbench.config import MLPConfig, ModelConfig
@@ -215,8 +214,7 @@ def main() -> None:
             "generation": rows,
             "steps_by_context": steps,
         }
-        text = json.dumps(record, indent=1) + "\n"
-        print(text, end="") if arguments.json == Path("-") else arguments.json.write_text(text)
+        keep(record, arguments.json)
 
 
 if __name__ == "__main__":

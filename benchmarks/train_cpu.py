@@ -291,6 +291,12 @@ def machine() -> dict:
     }
 
 
+def keep(record: dict, path: Path) -> None:
+    """Writes a record as JSON, to standard output for the path "-"."""
+    text = json.dumps(record, indent=1) + "\n"
+    print(text, end="") if path == Path("-") else path.write_text(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="B=8 T=256 only, five turns each")
@@ -348,8 +354,7 @@ def main() -> None:
             "training": rows,
             "s6_memory": memory,
         }
-        text = json.dumps(record, indent=1) + "\n"
-        print(text, end="") if arguments.json == Path("-") else arguments.json.write_text(text)
+        keep(record, arguments.json)
 
 
 if __name__ == "__main__":

@@ -166,7 +166,7 @@ def write(state: AttentionState, call: dict[str, jax.Array], where: Where, ring:
     real = where.segments != 0
     end = where.start[:, None] + real.sum(axis=1, keepdims=True, dtype=jnp.int32)
     stays = real & (index >= end - capacity if ring else index < capacity)
-    if time == 1:
+    if time == 1 and platform() == "cpu":
         return state._replace(
             **{name: _write_one(getattr(state, name), each, index[:, 0] % capacity, stays[:, 0])
                for name, each in call.items()}
