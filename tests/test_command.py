@@ -9,8 +9,8 @@ from workbench import __version__
 from workbench.command import main
 
 COMMANDS = (
-    "run", "report", "status", "seeds", "diff", "verify", "sizes", "plan", "evaluate", "speed", "generate", "extend",
-    "check",
+    "run", "report", "status", "seeds", "diff", "verify", "sizes", "plan", "evaluate", "speed", "generate", "serve",
+    "extend", "check",
 )  # fmt: skip
 
 

@@ -265,6 +265,32 @@ The prompt begins a document. The same seed gives the same text.""",
     )
     each.add_argument("--repetition", type=float, default=1.0, help="penalty of tokens that were there before, above 1")
     each.add_argument("--seed", type=int, default=0)
+    each.add_argument("--cache", choices=("bfloat16", "int8"), help="keep keys and values so (default: as computed)")
+    each.add_argument("--step", type=_step, help="of a checkpoint, or best (on select); default: the last")
+
+    each = command(
+        "serve",
+        _serve,
+        "answer OpenAI-style completions over HTTP with a run that was trained on text",
+        """examples:
+  workbench serve runs/text/text-hybrid-s1-1a2b3c4d
+  workbench serve runs/text/text-hybrid-s1-1a2b3c4d --port 8001 --rows 16 --context 8192 --cache int8
+
+  curl localhost:8000/v1/completions -d '{"prompt": "def main():", "max_tokens": 40, "seed": 1, "stream": true}'
+
+Needs pip install 'architecture-workbench[serve]'. Requests of any lengths share a batch, and each is answered as it
+would be alone. Ctrl-C ends what was begun, then stops. Listens on this machine alone unless --host says otherwise; it
+asks nobody for a password.""",
+    )
+    each.add_argument("folder", metavar="RUN_FOLDER")
+    each.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    each.add_argument("--port", type=int, default=8000, help="default: 8000")
+    each.add_argument("--rows", type=int, default=8, help="answers that are written at a time (default: 8)")
+    each.add_argument(
+        "--waiting", type=int, default=64, help="requests that may wait; more get status 429 (default: 64)"
+    )
+    each.add_argument("--context", type=int, default=4096, help="tokens of a prompt and its answer (default: 4096)")
+    each.add_argument("--cache", choices=("bfloat16", "int8"), help="keep keys and values so (default: as computed)")
     each.add_argument("--step", type=_step, help="of a checkpoint, or best (on select); default: the last")
 
     each = command(
@@ -524,15 +550,33 @@ def _speed(given: argparse.Namespace) -> None:
 
 def _generate(given: argparse.Namespace) -> None:
     from workbench.evaluate.score import subject
-    from workbench.generate import Sampling, complete
+    from workbench.generate import Sampling, complete, with_cache
 
     prompt = sys.stdin.read() if given.prompt == "-" else given.prompt
     model, tokenizer = subject(given.folder, given.step)
+    model = with_cache(model, given.cache) if given.cache else model
     how = Sampling(given.repetition, given.temperature, given.top_k, given.top_p, given.min_p)
     print(prompt, end="", flush=True)
     show = lambda row, text: print(text, end="", flush=True)  # noqa: E731
     complete(model, tokenizer, [prompt], given.tokens, sampling=how, stop=given.stop, seed=given.seed, on_text=show)
     print()
+
+
+def _serve(given: argparse.Namespace) -> None:
+    try:
+        import uvicorn
+
+        from workbench.serve.app import application
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error.name} is not installed; pip install 'architecture-workbench[serve]'") from None
+    from workbench.evaluate.score import subject
+    from workbench.generate import with_cache
+    from workbench.serve.engine import Engine
+
+    model, tokenizer = subject(given.folder, given.step)
+    model = with_cache(model, given.cache) if given.cache else model
+    engine = Engine(model, tokenizer, rows=given.rows, waiting=given.waiting, context=given.context)
+    uvicorn.run(application(engine, Path(given.folder).resolve().name), host=given.host, port=given.port)
 
 
 def _import(given: argparse.Namespace) -> None:

@@ -126,9 +126,13 @@ class Sampling:
         return names if self.temperature else names & {"repetition"}
 
 
-def knobs(rows: Sequence[Sampling]) -> dict[str, np.ndarray]:
-    """The fields that change anything for any row, [B, 1]: which they are is compiled, their values are not."""
+def knobs(rows: Sequence[Sampling], every: bool = False) -> dict[str, np.ndarray]:
+    """The fields that change anything for any row, [B, 1]: which they are is compiled, their values are not.
+
+    every: all fields, if any row needs one.
+    """
     names = sorted(set().union(*(each.active() for each in rows)))
+    names = sorted(asdict(rows[0])) if names and every else names
     return {name: np.float32([[getattr(each, name)] for each in rows]) for name in names}
 
 
