@@ -6,7 +6,7 @@ UV := $(BIN)/uv
 EXPORT := --quiet --locked --no-header --no-annotate --no-emit-workspace
 PYTEST := python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 RECORD := benchmarks/results/test-all.json
-# Most tests compile far longer than they run; the first part of test-all tests what the optimised programs compute.
+# Most tests compile far longer than they run; the second part of test-all tests what the optimised programs compute.
 QUICK := XLA_FLAGS=--xla_backend_optimization_level=0
 
 # Dozens of processes import JAX: each is two to five seconds sooner if the first may keep its bytecode.
@@ -38,7 +38,8 @@ test: setup
 test-all: setup
 	./setup.sh minimum
 	rm -f $(RECORD)
-	$(BIN)/$(PYTEST) --record=$(RECORD)
+	$(QUICK) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m slow --record=$(RECORD)
+	$(BIN)/$(PYTEST) -m 'not slow' --record=$(RECORD)
 	$(QUICK) .venv-minimum/bin/$(PYTEST) -m 'not slow' --record=$(RECORD)
 	$(MAKE) kernels-check
 

@@ -55,7 +55,7 @@ def pytest_sessionstart(session):
 
 
 def pytest_terminal_summary(terminalreporter, exitstatus, config):
-    """Writes the record of `make test-all`: one entry a run, so that a second environment adds its own."""
+    """Writes the record of `make test-all`: one entry a part, so that a second environment adds its own."""
     path = config.getoption("record")
     if path is None or hasattr(config, "workerinput"):  # a worker of pytest-xdist has only a share of the counts
         return
@@ -65,6 +65,7 @@ def pytest_terminal_summary(terminalreporter, exitstatus, config):
         "python": platform.python_version(),
         "jax": version("jax"),
         "tests": config.getoption("markexpr") or "all",
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "exit_status": int(exitstatus),
         "counts": {
             kind: len(stats.get(kind, ())) for kind in ("passed", "failed", "error", "skipped", "xfailed", "xpassed")

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -287,3 +289,26 @@ def test_a_wrong_number_of_rows_or_seeds_is_refused(model):
         generate(model, reading, 1, sampling=Sampling(repetition=2.0))
     with pytest.raises(ValueError, match="stop string is empty"):
         complete(model, Bytes(), ["a"], stop=[""])
+
+
+# ---- its cost
+
+
+def test_a_step_copies_no_weights():
+    """Of stacked layers, a step would copy every matrix before its product."""
+    config = ModelConfig("MM", 32, 257, {"M": Mamba2Config(state=4, head_dim=8)})
+    model = create(config, 0)
+    matrix = f"f32[32,{model.layers[0].mixer.enter.shape[-1]}]"
+
+    def written(model):
+        reading = blank(model, 1, 256)
+        keys = jax.vmap(jax.random.key)(jnp.zeros(1, jnp.uint32))
+        draw = module.Draw({}, keys, np.zeros(0, np.int32), jnp.zeros(1, bool))
+        given = (model, reading.state, reading.hidden, draw, jnp.full(1, 40, jnp.int32))
+        step = module.draw_block.lower(*given).compile()
+        made = re.findall(r"= (\S+?)\{\S* (?:fusion|copy|slice)\(", step.as_text())
+        return made.count(matrix), np.asarray(step(*given)[3].tokens)
+
+    (copies, tokens), (none, same) = written(model), written(model.apart())
+    assert (model.periods, copies, none) == (2, 2, 0)
+    np.testing.assert_array_equal(tokens, same)

@@ -282,6 +282,7 @@ def generate(
         np.asarray(stop, np.int32),
         jnp.zeros(rows, bool),
     )
+    steps = model.apart()
     drawn, chances = [[] for _ in range(rows)], [[] for _ in range(rows)]
     left, owned = tokens, not begun
     while left > 0:
@@ -291,7 +292,7 @@ def generate(
             wider = reading._replace(state=jax.tree.map(jnp.copy, reading.state))
         owned = True
         counts = jnp.full(rows, count, jnp.int32)
-        state, hidden, draw, block = draw_block(model, wider.state, wider.hidden, draw, counts)
+        state, hidden, draw, block = draw_block(steps, wider.state, wider.hidden, draw, counts)
         block, chance, done = np.asarray(block.tokens), np.asarray(block.log_probabilities), np.asarray(draw.done)
         new = [row[row >= 0] for row in block]
         reading = Reading(state, hidden, wider.length + [len(row) for row in new], wider.capacity)

@@ -60,7 +60,8 @@ def test_no_thread_is_left_behind(how):
     before = loaders()
     batches = prefetch(Counted(fails_at=5 if how == "failed" else None), 0, 10)
     next(batches)
-    assert len(loaders()) == len(before) + 1
+    own = set(loaders()) - set(before)  # one of an earlier test may still be ending
+    assert len(own) == 1
     if how == "closed early":
         batches.close()
     elif how == "failed":
@@ -69,9 +70,9 @@ def test_no_thread_is_left_behind(how):
     else:
         list(batches)
     deadline = time.monotonic() + 5
-    while loaders() != before and time.monotonic() < deadline:  # it ends with the batch that it was making
+    while own & set(loaders()) and time.monotonic() < deadline:  # it ends with the batch that it was making
         time.sleep(0.001)
-    assert loaders() == before
+    assert not own & set(loaders())
 
 
 def test_a_depth_below_one_is_refused_at_the_call():

@@ -86,6 +86,14 @@ def test_a_finished_run_is_evaluated_again_from_the_command_line(studied, capsys
     assert set(evaluated["exact_match"]) == {"2"}
 
 
+def test_the_speed_notebook_draws_steps_and_what_quality_costs(root, studied, tmp_path):
+    experiment, _ = studied
+    asked = {"experiment": str(experiment.path), "study": str(experiment.folder), "folder": str(tmp_path / "speed")}
+    asked |= {"contexts": "8,300", "batch": 1, "prompt": 32, "tokens": 8}
+    executed = run_notebook(root / "notebooks" / "inference.ipynb", tmp_path / "inference.ipynb", asked)
+    assert len(pictures(executed)) == 2
+
+
 @pytest.mark.parametrize("place", [".", "notebooks"])
 def test_the_first_notebook_runs_from_the_root_and_from_its_own_folder(root, tmp_path, monkeypatch, place):
     monkeypatch.chdir(root / place)

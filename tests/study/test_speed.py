@@ -1,13 +1,18 @@
+import itertools
 import json
+from pathlib import Path
 
 import pytest
 
-from workbench.config import AttentionConfig, Mamba2Config, ModelConfig
+from workbench.config import AttentionConfig, Mamba2Config, ModelConfig, from_json, load_file
 from workbench.devices import DEVICES, Device
-from workbench.speed.predict import decode
+from workbench.speed.predict import decode, predict
 from workbench.study import speed
+from workbench.study.collect import collect
 from workbench.study.experiment import load
-from workbench.study.figures import decoding
+from workbench.study.figures import decoding, frontier, pareto
+
+fake = load_file(Path(__file__).with_name("fake_study.py"))
 
 SYMBOLS = {"M": Mamba2Config(state=4, head_dim=8), "*": AttentionConfig(heads=2)}
 MODELS = {name: ModelConfig(pattern, 16, 20, SYMBOLS) for name, pattern in (("transformer", "*"), ("mamba2", "M"))}
@@ -59,3 +64,30 @@ def test_the_speed_experiment_is_matched_and_names_its_arms(root):
 def test_an_arm_with_a_model_for_each_task_is_refused(root):
     with pytest.raises(ValueError, match="has a model for each of its tasks"):
         speed.models(load(root / "experiments" / "phonebook.py").runs)
+
+
+def test_quality_is_set_against_what_a_generation_costs_and_the_frontier_is_what_none_beats(tmp_path):
+    study = collect(fake.write(tmp_path))
+    rows = speed.against_quality(study, DEVICES["h100"], batch=8, prompt=1024, tokens=256)
+    assert {(row["task"], row["measure"], row["entries"]) for row in rows} == {
+        ("phonebook", "exact_match", 8), ("phonebook", "exact_match", 24), ("text", "bits_per_byte", None)
+    }  # fmt: skip
+    for row in rows:
+        run = study.select("result", task=row["task"], arm=row["arm"])[0]
+        model = from_json(run.config).model
+        assert row["seconds"] == predict(model, DEVICES["h100"], batch=8, prompt_tokens=1024, tokens=256).seconds
+    text = [row for row in rows if row["task"] == "text"]
+    best = frontier(text)
+    for row in text:  # each is on it, or something there is at least as fast and as good
+        assert row in best or any(b["seconds"] <= row["seconds"] and b["mean"] <= row["mean"] for b in best)
+    for one, other in itertools.pairwise(best):
+        assert one["seconds"] < other["seconds"] and one["mean"] > other["mean"]
+    drawn = pareto(rows)
+    assert [len(ax.containers) for ax in drawn.axes] == [4, 4, 4]
+
+
+@pytest.mark.slow
+def test_without_a_device_the_generation_is_measured_here_and_fitted(tmp_path):
+    study = collect(fake.write(tmp_path, arms=("mamba2",), seeds=(0,), text=False))
+    rows = speed.against_quality(study, None, batch=1, prompt=32, tokens=8, progress=False)
+    assert len({row["seconds"] for row in rows}) == 1 and 0 < rows[0]["seconds"] < 60

@@ -63,7 +63,7 @@ def program(*arguments, **environment):
     ("dtype", "tolerance", "periods", "layouts"),
     [
         ("float32", 1e-5, 1, ["one", "1 x 2 x 2 x 2, in two parts"]),
-        pytest.param("float32", 1e-5, 2, list(LAYOUTS), marks=pytest.mark.slow),
+        pytest.param("float32", 1e-5, 1, list(LAYOUTS), marks=pytest.mark.slow),
         pytest.param("float64", 1e-10, 2, list(LAYOUTS), marks=pytest.mark.slow),
     ],
 )

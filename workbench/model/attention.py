@@ -167,10 +167,12 @@ def write(state: AttentionState, call: dict[str, jax.Array], where: Where, ring:
     end = where.start[:, None] + real.sum(axis=1, keepdims=True, dtype=jnp.int32)
     stays = real & (index >= end - capacity if ring else index < capacity)
     if time == 1 and platform() == "cpu":
-        return state._replace(
-            **{name: _write_one(getattr(state, name), each, index[:, 0] % capacity, stays[:, 0])
-               for name, each in call.items()}
-        )  # fmt: skip
+        written = {
+            name: _write_one(getattr(state, name), each, index[:, 0] % capacity, stays[:, 0])
+            for name, each in call.items()
+        }
+        # else what reads the cache writes it once more for itself, and neither can do so in place
+        return state._replace(**jax.lax.optimization_barrier(written))
     slot = jnp.where(stays, index % capacity, capacity)  # out of range: dropped
     put = lambda cache, at, values: cache.at[at].set(values, mode="drop")  # noqa: E731
     each_head = jax.vmap(jax.vmap(put, (0, None, 0)))
@@ -265,11 +267,12 @@ def attend_cache(
 ) -> Float[Array, "B T H K"]:
     """Softmax attention to a cache: a query sees keys of its document up to its own index, within the window.
 
-    An index below 0 is no key. Without a window key s has index s, and a long cache is read as far as it is needed.
+    An index below 0 is no key. Without a window key s has index s, and chunks read a long cache as far as it is needed;
+    a single query, whose scores are few, reads all of it: a loop over parts takes two to five times as long.
     """
     batch, time, heads, size = q.shape
     q = q.reshape(batch, time, cache.keys.shape[1], heads // cache.keys.shape[1], size) * size**-0.5
-    whole = window is not None or cache.keys.shape[2] <= KEYS
+    whole = time == 1 or window is not None or cache.keys.shape[2] <= KEYS
     look = partial(_attend_part, window=window) if whole else _attend_filled
     kept = (cache.keys, cache.values, key_index, cache.segments, cache.key_scales, cache.value_scales)
 
@@ -333,8 +336,10 @@ def _attend_part(
 ):
     """What queries [B, T, G, R, K] read from keys [B, G, S, K], the sum of its weights, and the score these are above.
 
-    Heads come before time, which is twice as fast on a CPU; a single query is not worth a product of matrices there.
+    Heads come before time, which is twice as fast on a CPU. There, a single query's weights are summed rather than
+    multiplied as matrices, and so are its scores of keys that are kept narrower: converted as they are read.
     """
+    narrow = k.dtype != q.dtype
     k, v = (a.astype(q.dtype) for a in (k, v))
     query, key = query_index[:, :, None], key_index[:, None, :]
     seen = (key <= query) & (key >= 0)
@@ -344,8 +349,10 @@ def _attend_part(
         seen &= query_segments[:, :, None] == key_segments[:, None, :]
     q = q.transpose(0, 2, 3, 1, 4)
     single = q.shape[3] == 1 and platform() == "cpu"
-    if single:
+    if single and narrow:
         scores = jnp.sum(wide(k)[:, :, None] * wide(q), axis=-1)[:, :, :, None]
+    elif single:  # keys first, so that they are read row by row, once for all queries of a group
+        scores = jnp.einsum("BGSK,BGRTK->BGSRT", k, q, preferred_element_type=wide(q).dtype).transpose(0, 1, 3, 4, 2)
     else:
         scores = jnp.einsum("BGRTK,BGSK->BGRTS", q, k, preferred_element_type=wide(q).dtype)
     if key_scales is not None:

@@ -148,6 +148,13 @@ class LanguageModel(nnx.Module):
         period = tuple(layer.mixer.initial_state(batch, capacity, dtype) for layer in self.layers)
         return ModelState(period * self.periods, nothing_read(batch))
 
+    def apart(self) -> LanguageModel:
+        """The same model with an array of its own for every layer's weights, as if its pattern had no period.
+
+        Of a stack, each layer's slice is copied before a product reads it: at one token a step, that is most of a step.
+        """
+        return self if self.periods == 1 else _apart(self)
+
     @property
     def periods(self) -> int:
         """How often the pattern's smallest period is repeated."""
@@ -156,6 +163,15 @@ class LanguageModel(nnx.Module):
 
 def _stacked(trees):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+@jax.jit
+def _apart(model: LanguageModel) -> LanguageModel:
+    copy = jax.tree.map(lambda leaf: leaf, model)
+    copy.layers = nnx.List(
+        [jax.tree.map(lambda leaf: leaf[i : i + 1], layer) for i in range(model.periods) for layer in model.layers]  # noqa: B023
+    )
+    return copy
 
 
 @partial(jax.jit, static_argnums=0)

@@ -88,7 +88,7 @@ class Engine:
         for name, value in (("rows", rows), ("waiting", waiting), ("context", context)):
             if value < 1:
                 raise ValueError(f"{name} is at least 1; got {value}")
-        self.model, self.tokenizer, self.waiting, self.context = model, tokenizer, waiting, context
+        self.model, self.tokenizer, self.waiting, self.context = model.apart(), tokenizer, waiting, context
         self._queue: deque[Request] = deque()
         self._changed = threading.Condition()
         self._closed = False

@@ -43,8 +43,11 @@ class Style(NamedTuple):
 
 def styles(study: Study) -> dict[str, Style]:
     """The colour and marker of every arm, fixed by its place in the study."""
-    names = study.arms()
-    return {arm: Style(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, arm in enumerate(names)}
+    return _styles(study.arms())
+
+
+def _styles(arms: Sequence[str]) -> dict[str, Style]:
+    return {arm: Style(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, arm in enumerate(arms)}
 
 
 def drawings(study: Study) -> list[Drawing]:
@@ -607,7 +610,7 @@ def decoding(rows: Rows) -> Figure:
     """Milliseconds of a decoding step against context, a panel a batch: measured (points) and predicted (dashed)."""
     batches, arms = (list(dict.fromkeys(row[name] for row in rows)) for name in ("batch", "arm"))
     figure, axes = _canvas(1, len(batches), (4.9 * len(batches), 4.3), sharey=True)
-    known = {arm: Style(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, arm in enumerate(arms)}
+    known = _styles(arms)
     for ax, batch in zip(axes, batches, strict=True):
         for arm, style in known.items():
             mine = [row for row in rows if (row["batch"], row["arm"]) == (batch, arm)]
@@ -625,3 +628,53 @@ def decoding(rows: Rows) -> Figure:
     axes[0].set_ylabel("milliseconds a decoding step\n(dashed: predicted)")
     _key(figure, known)
     return figure
+
+
+def pareto(rows: Rows) -> Figure:
+    """Quality against seconds of a generation, a panel a measure; grey: arms than which none is as fast and better.
+
+    rows: of workbench.study.speed.against_quality. Hollow: arms that the study does not rank.
+    """
+    panels = list(dict.fromkeys((row["task"], row["measure"], row["entries"]) for row in rows))
+    known = _styles(list(dict.fromkeys(row["arm"] for row in rows)))
+    figure, axes = _canvas(1, len(panels), (1.0 + 3.6 * len(panels), 3.8))
+    for ax, panel in zip(axes, panels, strict=True):
+        task, measure, entries = panel
+        mine = sorted(
+            (row for row in rows if (row["task"], row["measure"], row["entries"]) == panel),
+            key=lambda row: row["seconds"],
+        )
+        scale = 1 if measure in judge.BITS else 100
+        for row in mine:
+            style = known[row["arm"]]
+            below, above = row["mean"] - row["low"], row["high"] - row["mean"]
+            ax.errorbar(
+                row["seconds"], scale * row["mean"], [[scale * below], [scale * above]], fmt=style.marker,
+                color=style.colour, markersize=7, capsize=2.5, linewidth=1.2,
+                markerfacecolor=style.colour if row["ranked"] else "none",
+            )  # fmt: skip
+        best = frontier(mine)
+        ax.step(
+            [row["seconds"] for row in best], [scale * row["mean"] for row in best], where="post", color=FAINT,
+            linewidth=1.2, zorder=0,
+        )  # fmt: skip
+        ax.set(xscale="log", xlabel="seconds a generation")
+        if measure in judge.BITS:
+            ax.invert_yaxis()  # up is better everywhere
+            ax.set_ylabel("bits per byte (up: fewer)")
+            ax.set_title(task, loc="left")
+        else:
+            ax.set_ylabel(f"correct {words(task).whole}, %")
+            ax.set_title(f"{task}, {entries} {words(task).units}", loc="left")
+    _key(figure, known)
+    return figure
+
+
+def frontier(rows: Rows) -> Rows:
+    """Those of one measure, by seconds, than which none is as fast and better."""
+    best: Rows = []
+    better = (lambda a, b: a < b) if rows and rows[0]["measure"] in judge.BITS else (lambda a, b: a > b)
+    for row in sorted(rows, key=lambda row: row["seconds"]):
+        if row["ranked"] and (not best or better(row["mean"], best[-1]["mean"])):
+            best.append(row)
+    return best

@@ -461,7 +461,7 @@ def comparisons(study: Study) -> list[Comparison]:
     for task in study.tasks:
         judged = verdicts(study, task)
         arms = [arm for arm in study.arms("result", task=task) if judged[arm].ranked]
-        for measure, entries in _measures(study, task):
+        for measure, entries in measures(study, task):
             pairs += [(task, measure, entries, *pair) for pair in combinations(arms, 2)]
     return _compared(study, pairs)
 
@@ -473,7 +473,7 @@ def against_controls(study: Study) -> list[Comparison]:
         judged = verdicts(study, task)
         for arm, of in control_of(study, task).items():
             if judged[arm].ranked and of in judged and judged[of].ranked:
-                pairs += [(task, measure, entries, arm, of) for measure, entries in _measures(study, task)]
+                pairs += [(task, measure, entries, arm, of) for measure, entries in measures(study, task)]
     return _compared(study, pairs)
 
 
@@ -482,7 +482,7 @@ def control_of(study: Study, task: str) -> dict[str, str]:
     return {run.arm: run.config["control_of"] for run in study.select("control", task=task)}
 
 
-def _measures(study: Study, task: str) -> list[tuple[str, int | None]]:
+def measures(study: Study, task: str) -> list[tuple[str, int | None]]:
     """What is compared: few sizes, since Holm's correction grows with their number."""
     sizes = sizes_of_interest(study, task)
     found: list[tuple[str, int | None]] = [("exact_match", k) for k in dict.fromkeys((*sizes[:1], *sizes[-1:]))]
@@ -525,7 +525,7 @@ def spreads(study: Study) -> list[Spread]:
     """Of every pair of arms that finished two seeds or more, ranked or not: for planning, never for a claim."""
     found = []
     for task in study.tasks:
-        for measure, entries in _measures(study, task):
+        for measure, entries in measures(study, task):
             values: dict[str, dict] = {}
             for run in study.select("result", task=task):
                 value = _value(run, measure, entries) if run.finished else None
@@ -585,7 +585,7 @@ def headline(study: Study) -> list[str]:
             ranked = f"only {arms[0]} is" if arms else "no arm is"
             out.append(f"No comparison on {task}: {ranked} ranked, and a comparison needs two.")
             continue
-        chosen = _measures(study, task)
+        chosen = measures(study, task)
         if not chosen:
             out.append(f"No comparison on {task}: its evaluation has neither exact match nor bits per byte.")
         for measure, entries in chosen:

@@ -1,4 +1,4 @@
-"""Decoding speed of a study's architectures against context: predicted from their configs, then measured."""
+"""Speed of architectures: a decoding step against context, predicted, then measured; what quality costs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from workbench.config import ModelConfig, RunConfig
+from workbench.config import ModelConfig, RunConfig, from_json
 from workbench.count import ELEMENT_BYTES, count
 from workbench.devices import Device
 from workbench.record import write_json
-from workbench.speed.predict import decode
+from workbench.speed.predict import decode, predict
+from workbench.study import judge
+from workbench.study.collect import Study
+from workbench.study.figures import drawable
 from workbench.study.sizes import binary
 
 SHARE = 0.5  # of the memory that weights and states may take: a cache that grows is there twice for a moment
@@ -98,6 +101,47 @@ def speed(
         rows = list(measured(models, rows, device, progress=progress))
         write_json(folder / "measured.json", about | {"environment": environment(), "rows": rows})
     return rows
+
+
+def against_quality(
+    study: Study, device: Device | None, *, batch: int, prompt: int, tokens: int, progress: bool = True
+) -> Rows:
+    """A row for every arm and measure of a study that has runs: the estimate, and seconds of a generation.
+
+    Seconds are of reading `prompt` tokens and generating `tokens` more, for each of a batch: predicted for a device;
+    without one, the runtime model that is fitted to each point's fastest trial on this machine (workbench.speed.fit).
+    """
+    rows: Rows = []
+    seconds: dict[ModelConfig, float] = {}
+    for task in study.tasks:
+        runs, _ = drawable(study, task, "result")
+        verdicts = judge.verdicts(study, task)
+        for arm in dict.fromkeys(run.arm for run in runs):
+            mine = [run for run in runs if run.arm == arm]
+            config = from_json(mine[0].config).model
+            if config not in seconds:
+                asked = {"batch": batch, "tokens": tokens}
+                seconds[config] = (
+                    predict(config, device, prompt_tokens=prompt, **asked).seconds
+                    if device is not None
+                    else _idealized(config, prompt=prompt, progress=arm if progress else False, **asked)
+                )
+            for measure, entries in judge.measures(study, task):
+                about = {"task": task, "measure": measure, "entries": entries, "arm": arm, "seconds": seconds[config]}
+                estimate = judge.mean_of(mine, measure, entries)._asdict()
+                rows.append(about | estimate | {"ranked": verdicts[arm].ranked})
+    return rows
+
+
+def _idealized(config: ModelConfig, *, batch: int, prompt: int, tokens: int, progress: bool | str) -> float:
+    """Seconds on this machine by the runtime model: lengths around the one asked for, fastest trials."""
+    from workbench.model.language_model import create
+    from workbench.speed.fit import fit
+    from workbench.speed.measure import profile
+
+    prompts, news = ({max(number // 4, 1), max(number, 2)} for number in (prompt, tokens))
+    found = profile(create(config, 0), sorted(prompts), sorted(news), batch=batch, progress=progress)
+    return fit(found.samples, facts=found.facts).predict(prompt, tokens)
 
 
 def table(rows: Rows, first: str) -> str:
