@@ -51,7 +51,8 @@ def trained(folder, layout, stop=0):
         port = free.getsockname()[1]
     running = []
     for place in range(count):
-        environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+        two = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+        environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": two}
         if layout:
             environment |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
             environment |= {"JAX_PROCESS_ID": str(place)}
@@ -90,7 +91,7 @@ def main(folder, layout, stop):
         if step == stop and cluster.place() == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    run = config("float32")
+    run = config("float32", 1)
     run = replace(run, model=replace(run.model, pattern="*-"))
     try:
         result = loop.train(
