@@ -4,9 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+
+
+class Part(NamedTuple):
+    """The rows of a batch from the low-th to before the high-th of `of` equal parts."""
+
+    low: int = 0
+    high: int = 1
+    of: int = 1
+
+    def rows(self, count: int) -> slice:
+        """Which of so many rows. Raises ValueError if they cannot be divided."""
+        if count % self.of:
+            raise ValueError(f"a batch of {count} rows cannot be divided into {self.of} parts; change data.batch")
+        return slice(count * self.low // self.of, count * self.high // self.of)
+
+
+WHOLE = Part()
 
 
 @dataclass(frozen=True)
@@ -16,22 +33,32 @@ class _Steps:
     stream: Any
     start: int
     stop: int
+    part: Part
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def __getitem__(self, index: int) -> tuple[int, dict[str, np.ndarray]]:
-        return self.start + index, self.stream.batch(self.start + index)
+        step = self.start + index
+        if self.part == WHOLE:
+            return step, self.stream.batch(step)
+        if hasattr(self.stream, "part"):
+            return step, self.stream.part(step, self.part)
+        batch = self.stream.batch(step)
+        return step, {name: array[self.part.rows(len(array))] for name, array in batch.items()}
 
 
-def prefetch(stream: Any, start: int, stop: int, depth: int = 2) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+def prefetch(
+    stream: Any, start: int, stop: int, depth: int = 2, part: Part = WHOLE
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """(step, stream.batch(step)) for steps start..stop-1, in order, at most `depth` made ahead by a thread of Grain's.
 
+    With a part, its rows alone: of a stream that has `part(step, part)` no others are read.
     What stream.batch raises is raised here, at its step, with its traceback. Closing the iterator ends the thread.
     """
     if depth < 1:
         raise ValueError(f"prefetch keeps at least 1 batch ahead; got depth {depth}")
-    return _prefetch(_Steps(stream, start, stop), depth)
+    return _prefetch(_Steps(stream, start, stop, part), depth)
 
 
 def _prefetch(steps: _Steps, depth: int):

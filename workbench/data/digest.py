@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 
 import numpy as np
 
 
 def chain(previous: str, batch: Mapping[str, np.ndarray]) -> str:
-    """Hex digest after every row of the batch: d_i = H(d_{i-1} || H(row i)), H = SHA-256; start from "".
+    """Hex digest after every row of the batch: d_i = H(d_{i-1} || H(row i)), H = SHA-256; start from ""."""
+    return link(previous, row_hashes(batch))
+
+
+def link(previous: str, hashes: Iterable[bytes]) -> str:
+    """Hex digest after rows of these hashes."""
+    digest = bytes.fromhex(previous)
+    for each in hashes:
+        digest = sha256(digest + each).digest()
+    return digest.hex()
+
+
+def row_hashes(batch: Mapping[str, np.ndarray]) -> list[bytes]:
+    """H of every row of the batch.
 
     A row is every named array's i-th element, in the order of the names, with the names, dtypes and shapes; so the
     digest doesn't depend on how rows are grouped into batches, and is the same on machines of either byte order.
@@ -31,7 +44,4 @@ def chain(previous: str, batch: Mapping[str, np.ndarray]) -> str:
         )
         layout.append((name, array.dtype.str, array.shape[1:]))
     header = repr(layout).encode()
-    digest = bytes.fromhex(previous)
-    for row in np.concatenate(columns, axis=1):
-        digest = sha256(digest + sha256(header + row.tobytes()).digest()).digest()
-    return digest.hex()
+    return [sha256(header + row.tobytes()).digest() for row in np.concatenate(columns, axis=1)]

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from workbench.config import TextConfig
+from workbench.data.batches import WHOLE, Part
 from workbench.data.corpus import corpus
 from workbench.data.documents import Package
 from workbench.data.packing import blend, order, stages
@@ -79,8 +80,13 @@ class TextStream:
 
         A document's first token is the boundary; a piece that continues one begins with the token before its targets.
         """
+        return self.part(step, WHOLE)
+
+    def part(self, step: int, part: Part) -> dict[str, np.ndarray]:
+        """The rows of a step's batch that a process reads."""
         stage = self.stages[bisect_right(self.stages, step, key=lambda stage: stage.step) - 1]
-        return self.read([self._row(at) for at in stage.rows(step)]).batch
+        rows = stage.rows(step)
+        return self.read([self._row(at) for at in rows[part.rows(len(rows))]]).batch
 
     def _row(self, at: int) -> int:
         """The row that is read as the at-th."""

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import queue
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from workbench.record import read_json, write_json
 from workbench.study import progress
 from workbench.study.experiment import Experiment, load
 from workbench.study.notebook import check_parameters, new_kernel, run_notebook
+from workbench.train import cluster
 from workbench.train.track import log_study
 
 WANDB = ("online", "offline", "disabled")
@@ -56,6 +58,9 @@ def run(
     experiment = path if isinstance(path, Experiment) else load(path, scale, overrides)
     if wandb not in WANDB:
         raise ValueError(f"wandb is {', '.join(WANDB)}; got {wandb!r}")
+    if cluster.place():
+        runs = experiment.tuning if tune else experiment.runs
+        return Outcome(experiment.folder, None, _take_part(experiment, runs, layout))
     if tune:
         from workbench.study.tune import check_grid, choose, describe
 
@@ -118,6 +123,25 @@ def execute(
         elif ended != "finished":
             errors.setdefault(each.name, f"ended with status {ended!r}")
     return [Failure(each.name, errors[each.name]) for each in runs if each.name in errors]
+
+
+def _take_part(experiment: Experiment, runs: Sequence[RunConfig], layout: str) -> list[Failure]:
+    """What a process of a cluster does that is not the first: the same runs in the same order, and keeps no record."""
+    notebook = notebooks(experiment.root) / "train.ipynb"
+    failures = []
+    for run in runs:
+        folder = experiment.folder / run.name
+        if status(folder, run) in ENDED:
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            config = Path(scratch) / "config.json"
+            write_json(config, to_json(run))
+            parameters = _parameters(folder, "disabled", layout) | {"config": str(config)}
+            try:
+                run_notebook(notebook, Path(scratch) / "train.ipynb", parameters, kernel=new_kernel(environment(None)))
+            except Exception as error:  # the other runs go on, as the first process's do
+                failures.append(Failure(run.name, f"{type(error).__name__}: {error}"))
+    return failures
 
 
 def compare(folder: Path) -> Path:

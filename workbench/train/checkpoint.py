@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 from workbench.config import RunConfig, differences, from_json, short_hash, to_json
 from workbench.model.language_model import create
 from workbench.model.names import named, restored, weights_hash
+from workbench.train import cluster
 
 KEPT = 2  # the latest, beside the best on the select split
 
@@ -80,6 +81,7 @@ def save(
     before could not be written; what was saved earlier stays.
     """
     # Copies, since the step's donated arguments give these buffers away while Orbax still writes.
+    model, opt_state = cluster.whole((model, opt_state))
     arrays = {name: np.array(leaf) for name, leaf in named(model).items()}
     for name, array in arrays.items():
         if not np.isfinite(array.astype(np.float32)).all():

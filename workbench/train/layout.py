@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from workbench.config import Layout
+from workbench.data.batches import WHOLE, Part
 from workbench.model.names import name_of
 
 AXES = ("data", "fsdp", "sequence", "tensor")
@@ -43,6 +44,35 @@ def make_mesh(layout: Layout, devices: Sequence[Any] | None = None) -> Mesh:
             f"are {len(found)} ({found[0].device_kind}); make it smaller"
         )
     return jax.make_mesh(sizes, AXES, (AxisType.Auto,) * len(AXES), devices=found[: layout.devices])
+
+
+def part(mesh: Mesh) -> Part:
+    """The rows of a batch that this process's devices read."""
+    of = mesh.shape["data"] * mesh.shape["fsdp"]
+    read = NamedSharding(mesh, ROWS).addressable_devices_indices_map((of, mesh.shape["sequence"])).values()
+    ranges = [rows.indices(of) for rows, _ in read]
+    return Part(min(low for low, _, _ in ranges), max(high for _, high, _ in ranges), of)
+
+
+def placed(batch: dict[str, Any], mesh: Mesh | None, own: Part) -> dict[str, Any]:
+    """The batch where the step reads it: with a mesh divided over its devices, of which each process gives its own."""
+    if mesh is None:
+        return batch
+    sharding = NamedSharding(mesh, ROWS)
+    if own == WHOLE:
+        return jax.device_put(batch, sharding)
+
+    def put(rows):
+        whole = len(rows) * own.of // (own.high - own.low)
+        first = own.rows(whole).start
+
+        def of_device(index):
+            low, high, _ = index[0].indices(whole)
+            return rows[low - first : high - first, index[1]]
+
+        return jax.make_array_from_callback((whole, *rows.shape[1:]), sharding, of_device)
+
+    return {name: put(rows) for name, rows in batch.items()}
 
 
 def spec(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import math
 import signal
+import tempfile
 import threading
 import time
 import warnings
@@ -15,22 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 from workbench_kernels import recorded
 
-from workbench.config import Layout, RunConfig, to_json
+from workbench.config import Layout, RunConfig, short_hash, to_json
 from workbench.count import count
-from workbench.data.batches import check_batch, prefetch
-from workbench.data.digest import chain
+from workbench.data.batches import WHOLE, check_batch, prefetch
+from workbench.data.digest import link, row_hashes
 from workbench.model.language_model import create
 from workbench.model.names import named
 from workbench.record import add_row, keep_rows, read_json, read_rows, write_json, write_text
-from workbench.train import checkpoint, track
+from workbench.train import checkpoint, cluster, track
 from workbench.train.audit import audit
 from workbench.train.checkpoint import Position
 from workbench.train.environment import decisive_differences, environment
-from workbench.train.layout import ROWS, check_rows, make_mesh, shardings
+from workbench.train.layout import check_rows, make_mesh, part, placed, shardings
 from workbench.train.memory import keep_freed_memory
 from workbench.train.optimizer import optimizer
 from workbench.train.parent import inherit
@@ -71,16 +71,26 @@ def train(
     Step n is the n-th update, on batch n - 1. Tokens are positions read, padding included; seconds are of training
     alone, without compiling, evaluating and saving.
 
+    Several processes that the environment makes a cluster (workbench.train.cluster) train one run together when each
+    calls this: each reads its rows, the first alone writes the folder but for the checkpoints, and all evaluate.
+
     Ctrl-C and SIGTERM end it after the step that runs, saved, with Stopped (a KeyboardInterrupt); a second one at once.
     Raises TrainingFailed, naming the step, when the loss is not finite (checkpoints stay); ValueError for a folder
     that holds another config (naming the first difference) or is half-written, and for a parent that cannot be
     started from (workbench.train.parent); RuntimeError while another process trains there; OSError when the folder
     cannot be written.
     """
-    folder = Path(folder)
-    with _opened(folder, run):
-        result = read_json(folder / "result.json")
-        if result is not None and result["status"] == "finished":
+    folder = shared = Path(folder)
+    cluster.join()
+    if len(set(cluster.from_all(int(short_hash(run)[:7], 16)))) > 1:
+        raise ValueError(f"the cluster's processes train different runs, this one {run.name}; start them alike")
+    with contextlib.ExitStack() as stack:
+        if jax.process_index():  # keeps records as the first process does, where nobody looks
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / shared.name
+            progress, wandb = False, "disabled"
+        stack.enter_context(_opened(folder, run))
+        result = read_json(shared / "result.json")
+        if cluster.from_all(int(result is not None and result["status"] == "finished"))[0]:
             return result
         if result is not None and result["status"] == "nan":
             raise TrainingFailed(f"{result['error']} (recorded earlier; delete {folder} to try again)")
@@ -90,7 +100,7 @@ def train(
         tracker = track.start(run, folder, wandb)
         result = None
         try:
-            result = _train(run, folder, evaluators, layout or Layout(), progress, tracker, on_step)
+            result = _train(run, folder, shared, evaluators, layout or Layout(), progress, tracker, on_step)
         except TrainingFailed:
             result = read_json(folder / "result.json")
             raise
@@ -99,21 +109,40 @@ def train(
         return result
 
 
-def _train(run, folder, evaluators, layout, progress, tracker, on_step) -> dict[str, Any]:
+def _train(run, folder, shared, evaluators, layout, progress, tracker, on_step) -> dict[str, Any]:
     stream = run.data.stream("train")
     if (spoken := getattr(stream, "tokenizer", None)) is not None:  # so that the folder alone turns text into tokens
         write_text(folder / "tokenizer.json", spoken.saved().decode())
+    together = cluster.several()
+    if together and layout.devices != jax.device_count():
+        raise ValueError(
+            f"the layout uses {layout.devices} devices, and the {jax.process_count()} processes have "
+            f"{jax.device_count()}; make it use all of them"
+        )
     mesh = make_mesh(layout) if layout.devices > 1 else None
+    own = part(mesh) if together else WHOLE
     evaluated: dict[str, Any] = {}
 
+    hashes: list[list[bytes]] = []  # of the rows that this process read and the digest does not have yet, by step
+
+    def chain():
+        position.digest = link(position.digest, cluster.in_order(hashes, own))
+        hashes.clear()
+
+    def laid_out():
+        return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
     def evaluate(split: str) -> dict[str, Any]:
-        return {name: evaluator(model, split) for name, evaluator in evaluators.items()}
+        # by each process of a cluster for itself, on one device, since an evaluator may do anything
+        with contextlib.nullcontext() if together else laid_out():
+            return {name: evaluator(cluster.whole(model), split) for name, evaluator in evaluators.items()}
 
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(contextlib.closing(checkpoint.open_checkpoints(folder)))
-        model, opt_state, position = _start(run, folder, checkpoints)
+        checkpoints = stack.enter_context(contextlib.closing(checkpoint.open_checkpoints(shared)))
+        model, opt_state, position = _start(run, shared, checkpoints)
+        if position.step == 0:
+            write_json(folder / "initial.json", audit(model))
         if mesh is not None:
-            stack.enter_context(jax.set_mesh(mesh))
             model, opt_state = jax.device_put((model, opt_state), shardings((model, opt_state), mesh))
         for name in ("metrics.jsonl", "timing.jsonl"):
             keep_rows(folder / name, position.step)
@@ -127,7 +156,7 @@ def _train(run, folder, evaluators, layout, progress, tracker, on_step) -> dict[
                 disable=not progress,
             )
         )
-        batches = stack.enter_context(contextlib.closing(prefetch(stream, position.step, run.steps)))
+        batches = stack.enter_context(contextlib.closing(prefetch(stream, position.step, run.steps, part=own)))
         stopping = stack.enter_context(_asked_to_stop())
         leaves, tree = jax.tree.flatten((model, opt_state))
         step, shape = None, None
@@ -137,32 +166,36 @@ def _train(run, folder, evaluators, layout, progress, tracker, on_step) -> dict[
             for index, batch in batches:
                 if step is None or batch["tokens"].shape != shape:  # shapes change with a batch-size warm-up's stages
                     if waiting is not None:
-                        _look(waiting, position, begun, bar, on_step)
+                        _look(waiting, position, hashes, begun, bar, on_step)
                         waiting = None
                         position.seconds += time.perf_counter() - begun
                     check_batch(batch, run.model.vocabulary, f"the data ({type(run.data).__name__})")
                     shape = batch["tokens"].shape
-                    check_rows(*shape, layout)
+                    check_rows(shape[0] * own.of // (own.high - own.low), shape[1], layout)
                     bar.set_postfix_str("compiling")
-                    with recorded() as position.implementation:
+                    with recorded() as position.implementation, laid_out():
                         compiling = time.perf_counter()
-                        step = lower_step(run, layout, tree, leaves, _placed(batch, mesh)).compile()
+                        step = lower_step(run, layout, tree, leaves, placed(batch, mesh, own)).compile()
                     begun = time.perf_counter()
                     position.compile_seconds += begun - compiling
                     bar.unpause()  # time left is from steps alone
-                leaves, metrics = step(leaves, _placed(batch, mesh))
+                leaves, metrics = step(leaves, placed(batch, mesh, own))
                 if waiting is not None:
-                    _look(waiting, position, begun, bar, on_step)
-                waiting = (metrics, batch)
+                    _look(waiting, position, hashes, begun, bar, on_step)
+                waiting = (metrics, batch, own.of // (own.high - own.low))
                 done = index + 1
                 last = done == run.steps
                 evaluating = last or _due(done, run.evaluate_every)
                 logging = evaluating or _due(done, run.log_every)
-                saving = last or stopping or _due(done, run.checkpoint_every)
+                due = last or _due(done, run.checkpoint_every)
+                # processes ask each other only where they wait for a step anyway
+                asked = bool(stopping) if not together else (logging or due) and cluster.from_all(len(stopping)).any()
+                saving = due or asked
                 if not (logging or saving):
                     continue
-                values = _look(waiting, position, begun, bar, on_step)
+                values = _look(waiting, position, hashes, begun, bar, on_step)
                 waiting = None
+                chain()
                 position.seconds += time.perf_counter() - begun
                 model, opt_state = jax.tree.unflatten(tree, leaves)
                 if evaluating:
@@ -175,17 +208,19 @@ def _train(run, folder, evaluators, layout, progress, tracker, on_step) -> dict[
                         checkpoint.save(checkpoints, run, model, opt_state, position, score)
                     except FloatingPointError as error:
                         raise _NotFinite(str(error)) from None
-                if stopping and not last:
+                if asked and not last:
                     checkpoint.wait(checkpoints)
-                    raise Stopped(f"{run.name}: {stopping[0]} at step {done} of {run.steps}; it is saved, run it again")
+                    why = stopping[0] if stopping else "another process was asked to stop"
+                    raise Stopped(f"{run.name}: {why} at step {done} of {run.steps}; it is saved, run it again")
                 begun = time.perf_counter()
             checkpoint.wait(checkpoints)
         except _NotFinite as error:
+            chain()
             raise _failed(run, folder, position, checkpoints, str(error)) from None
 
     result = _record(run, position) | {
         "status": "finished",
-        "weights_hash": checkpoint.weights_hash(named(model)),
+        "weights_hash": checkpoint.weights_hash(named(cluster.whole(model))),
         "final_loss": read_rows(folder / "metrics.jsonl")[-1]["loss"],
         "select": evaluated or evaluate("select"),
         "evaluation": evaluate("test"),
@@ -228,31 +263,26 @@ def _start(run: RunConfig, folder: Path, checkpoints) -> tuple[Any, Any, Positio
         if run.parent is not None:
             model, parent = inherit(run, folder, model)
             position.parents.append(parent)
-        write_json(folder / "initial.json", audit(model))
         return model, opt_state, position
     return checkpoint.put(model, found.model), checkpoint.put(opt_state, found.optimizer), found.position
 
 
-def _placed(batch: dict, mesh: Mesh | None) -> dict:
-    """The batch where the step reads it: with a mesh, its rows divided."""
-    return batch if mesh is None else jax.device_put(batch, NamedSharding(mesh, ROWS))
-
-
-def _look(waiting: tuple, position: Position, begun: float, bar: tqdm, on_step) -> dict[str, float]:
+def _look(waiting: tuple, position: Position, hashes: list, begun: float, bar: tqdm, on_step) -> dict[str, float]:
     """Moves the position past a step: waits for it to end, checks it, adds it up. Returns its metrics.
 
     Raises _NotFinite, the position still before the step, if the step's loss or gradient is not finite.
     """
-    metrics, batch = waiting
-    values = {name: value.item() for name, value in jax.device_get(metrics).items() if value.ndim == 0}
+    metrics, batch, share = waiting
+    values = jax.device_get({name: value for name, value in metrics.items() if value.ndim == 0})
+    values = {name: value.item() for name, value in values.items()}
     if values["weight"] == 0:
         raise ValueError(f"batch {position.step} of the data has no weight above 0: it has nothing to learn from")
     for name in ("loss", "gradient_norm"):
         if not math.isfinite(values[name]):
             raise _NotFinite(f"{name.replace('_', ' ')} is {values[name]} at step {position.step + 1}")
     position.step += 1
-    position.tokens += batch["tokens"].size
-    position.digest = chain(position.digest, batch)
+    position.tokens += batch["tokens"].size * share
+    hashes.append(row_hashes(batch))
     position.steps += 1
     position.loss += values["loss"] * values["weight"]
     position.weight += values["weight"]
