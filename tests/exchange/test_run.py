@@ -43,13 +43,40 @@ def test_an_imported_model_is_a_run_that_says_where_it_is_from_and_is_exported_u
     assert len(parent["weights_hash"]) == 64 and parent["weights_hash"] != result["weights_hash"]
 
     assert main(["evaluate", str(run)]) == 2
-    assert "the run's data is UnknownData" in capsys.readouterr().err
+    assert "what it was trained on is unknown" in capsys.readouterr().err
 
     assert main(["export", str(run), str(out)]) == 0
     theirs, written = (safetensors.read(folder / "model.safetensors") for folder in (source, out))
     assert theirs.keys() == written.keys()
     assert all(np.array_equal(theirs[name], written[name]) for name in theirs)
     assert json.loads((out / "tokenizer.json").read_text()) == json.loads((source / "tokenizer.json").read_text())
+
+
+def test_an_imported_model_has_bits_per_byte_on_files(source, tmp_path, capsys):
+    """Every byte of pieces of 4 tokens is scored after what stands before it in its piece, as the model itself says."""
+    run, texts = tmp_path / "mamba", {"a/one.txt": "abcdefg", "a/two.txt": "hello", "b/three.txt": "zyx"}
+    for name, text in texts.items():
+        (tmp_path / "texts" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "texts" / name).write_text(text)
+    assert main(["import", str(source), str(run)]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "length=4", "--text", f"{tmp_path}/texts/**/*.txt"]) == 0
+    found = json.loads(capsys.readouterr().out)
+
+    _, model = load_model(run)
+    nats = {"a": 0.0, "b": 0.0}
+    for name, text in texts.items():
+        ids = [0, *(ord(letter) - 95 for letter in text)]
+        for begin in range(0, len(text), 4):
+            piece = np.pad(ids[begin : begin + 5], (0, 4))[:5]  # of one shape: one program
+            logits = np.asarray(model.logits(model(jnp.array([piece[:-1]])).hidden), np.float64)[0]
+            chosen = logits[range(4), piece[1:]] - np.log(np.exp(logits).sum(-1))
+            nats[name[0]] -= chosen[: len(text) - begin].sum()
+    for group, size in (("a", 12), ("b", 3)):
+        assert found["by_group"][group]["bytes"] == size
+        assert found["by_group"][group]["mean"] == pytest.approx(nats[group] / size / np.log(2), abs=1e-4)
+    assert found["bits_per_byte"]["mean"] == pytest.approx(sum(nats.values()) / 15 / np.log(2), abs=1e-4)
+    assert found["bits_per_byte"]["low"] < found["bits_per_byte"]["mean"] < found["bits_per_byte"]["high"]
 
 
 @pytest.mark.slow
