@@ -316,7 +316,8 @@ Mistral, Qwen2, Qwen3, Mamba or Mamba-2 as Hugging Face's transformers saved it.
         """example:
   workbench export runs/text/text-mamba2-s1-1a2b3c4d exported/mamba2
 
-Written are *- repeated (SwiGLU; Llama, Mistral, Qwen), S repeated (Mamba) and M repeated (Mamba-2).""",
+Written are *- repeated (SwiGLU; Llama, Mistral, Qwen; LayerNorm-1p: Nemotron), S repeated (Mamba), M repeated
+(Mamba-2), M- and *- in any order (SwiGLU; Bamba), and M, * and - in any order (no positions; NemotronH).""",
     )
     each.add_argument("folder", metavar="RUN_FOLDER")
     each.add_argument("path", metavar="PATH")
