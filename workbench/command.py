@@ -297,16 +297,20 @@ Prints a JSON object. A study extends its runs in its file: workbench.study.exte
         "import",
         _import,
         "make a run folder of a released model",
-        """example:
+        """examples:
   workbench import models/SmolLM2-135M runs/released/smollm2
   workbench generate runs/released/smollm2 "The capital of France is"
+  workbench import models/mamba2-hybrid-8b-3t-4k runs/released/hybrid num_attention_heads=32 num_query_groups=8
 
-SOURCE is a folder with config.json, .safetensors and, to turn text into tokens, tokenizer.json: Llama (and SmolLM),
-Mistral, Qwen2, Qwen3, Mamba or Mamba-2 as Hugging Face's transformers saved it. Or a folder of the mamba authors' own
-(config.json, pytorch_model.bin), or a Llama's .gguf. What cannot be expressed is refused by name.""",
+SOURCE is a folder with config.json, .safetensors and, to turn text into tokens, tokenizer.json, as Hugging Face's
+transformers saved it: Llama (and SmolLM), Mistral, Qwen2, Qwen3, Nemotron, Mamba, Mamba-2, NemotronH or Bamba. Or a
+folder of the mamba authors' own (config.json, pytorch_model.bin), a Llama's .gguf, or a checkpoint of Megatron-LM
+(mp_rank_*/model_optim_rng.pt), of which NAME=VALUE are arguments that it does not hold. What cannot be expressed is
+refused by name.""",
     )
     each.add_argument("source", metavar="SOURCE")
     each.add_argument("folder", metavar="RUN_FOLDER")
+    each.add_argument("given", nargs="*", metavar="NAME=VALUE", help="Megatron's arguments, where it kept none")
     each.add_argument("--dtype", default="float32", help="of the computation: float32 or bfloat16 (default: float32)")
 
     each = command(
@@ -561,7 +565,16 @@ def _generate(given: argparse.Namespace) -> None:
 def _import(given: argparse.Namespace) -> None:
     from workbench.train.exchange import import_run
 
-    result = import_run(given.source, given.folder, given.dtype)
+    arguments = {}
+    for item in given.given:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise ValueError(f"{item!r} needs the form name=value")
+        try:
+            arguments[name] = json.loads(value)
+        except ValueError:  # a word
+            arguments[name] = value
+    result = import_run(given.source, given.folder, given.dtype, **arguments)
     print(f"{result['parents'][0]['architecture']}, {result['parameters']:,} parameters: {given.folder}")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from workbench.config import RunConfig, TextEvaluation, UnknownData, to_json
 from workbench.count import count
 from workbench.data.tokenizer import loaded
-from workbench.exchange import gguf, huggingface, state_spaces
+from workbench.exchange import gguf, huggingface, megatron, state_spaces
 from workbench.exchange.huggingface import Imported, to_huggingface
 from workbench.model.names import named
 from workbench.record import read_json, write_json, write_text
@@ -20,7 +20,7 @@ from workbench.train import checkpoint
 from workbench.train.environment import environment
 
 
-def import_run(source: Path | str, folder: Path | str, dtype: str = "float32") -> dict[str, Any]:
+def import_run(source: Path | str, folder: Path | str, dtype: str = "float32", **given: Any) -> dict[str, Any]:
     """Makes a run folder of a released model, and returns its result.json: a run of no steps. See `read`.
 
     Its data are unknown, and its parent is the source, by the hash of its tensors. Raises ValueError for what
@@ -29,7 +29,7 @@ def import_run(source: Path | str, folder: Path | str, dtype: str = "float32") -
     source, folder = Path(source), Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; give a folder that is not there yet")
-    (model, tokenizer, architecture), tensors = read(source, dtype)
+    (model, tokenizer, architecture), tensors = read(source, dtype, **given)
     name = source.resolve().name
     data = UnknownData(model.config.vocabulary)
     run = RunConfig("imported", name, model.config, data, TextEvaluation(), steps=1)
@@ -72,8 +72,15 @@ def import_run(source: Path | str, folder: Path | str, dtype: str = "float32") -
     return result
 
 
-def read(source: Path, dtype: str = "float32") -> tuple[Imported, dict[str, np.ndarray]]:
-    """The model of a .gguf file, or of a folder of the mamba authors' or of transformers; and its tensors as stored."""
+def read(source: Path, dtype: str = "float32", **given: Any) -> tuple[Imported, dict[str, np.ndarray]]:
+    """The model of a .gguf file, or of a folder of Megatron, the mamba authors' or transformers; its tensors as stored.
+
+    given: arguments that a checkpoint of Megatron does not hold. Raises ValueError for any with another source.
+    """
+    if megatron.is_megatron(source):
+        return megatron.from_megatron(source, dtype, **given), megatron.tensors(source)
+    if given:
+        raise ValueError(f"{source} says itself what {', '.join(given)} would: only a checkpoint of Megatron may not")
     if source.suffix == ".gguf":
         return gguf.from_gguf(source, dtype), gguf.tensors(source)
     if "d_model" in (read_json(source / "config.json") or {}) and (source / "pytorch_model.bin").is_file():
