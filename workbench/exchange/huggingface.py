@@ -7,7 +7,7 @@ it serves reading and writing.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +19,11 @@ from workbench import pattern as patterns
 from workbench.config import ModelConfig, nearest
 from workbench.data.tokenizer import BOUNDARIES, Json, Tokenizer
 from workbench.exchange import safetensors
+from workbench.exchange.card import card
 from workbench.exchange.families import FAMILIES, HEAD, Family, Refused, family_of, lost_in, norm_tensors, written
 from workbench.model.language_model import LanguageModel, create
 from workbench.model.names import name_of, named, restored
-from workbench.record import read_json, write_json
+from workbench.record import read_json, write_json, write_text
 
 
 class Imported(NamedTuple):
@@ -74,10 +75,16 @@ def tokenizer_in(path: Path) -> Json | None:
     return Json(text, str(saved), begin)
 
 
-def to_huggingface(model: LanguageModel, path: Path | str, tokenizer: Tokenizer | None = None) -> str:
+def to_huggingface(
+    model: LanguageModel,
+    path: Path | str,
+    tokenizer: Tokenizer | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> str:
     """Writes a folder that transformers loads, and returns its architecture; reading it back gives the same bits.
 
-    A tokenizer is written where it has a tokenizer.json. Raises ValueError for what transformers cannot express.
+    A tokenizer is written where it has a tokenizer.json. about: what the model card says beside the model's sizes, as
+    workbench.exchange.card takes it. Raises ValueError for what transformers cannot express.
     """
     path, config = Path(path), model.config
     try:
@@ -106,6 +113,7 @@ def to_huggingface(model: LanguageModel, path: Path | str, tokenizer: Tokenizer 
         write_json(path / "tokenizer_config.json", settings)
     safetensors.write(path / "model.safetensors", arrays)
     write_json(path / "config.json", raw)
+    write_text(path / "README.md", card(config, kind, about or {}))
     return kind
 
 

@@ -92,4 +92,30 @@ def export_run(folder: Path | str, path: Path | str, step: int | Literal["best"]
     """Writes a run's model and tokenizer as transformers loads them; returns the architecture. See `to_huggingface`."""
     _, model = checkpoint.load_model(folder, step)
     saved = Path(folder) / "tokenizer.json"
-    return to_huggingface(model, path, loaded(saved.read_bytes()) if saved.is_file() else None)
+    tokenizer = loaded(saved.read_bytes()) if saved.is_file() else None
+    return to_huggingface(model, path, tokenizer, _about(Path(folder), step))
+
+
+def _about(folder: Path, step: int | Literal["best"] | None) -> dict[str, Any]:
+    """What the model card says of a run: what it read, whose weights it began with, and where that is certified.
+
+    Of a step before the last only which it is: tokens and digest are known of the last alone.
+    """
+    result = read_json(folder / "result.json") or {}
+    about = {"title": result.get("run"), "study": result.get("study"), "arm": result.get("arm")}
+    about |= {"seed": result.get("seed"), "parents": None}
+    if parents := result.get("parents"):
+        about["parents"] = ", ".join(
+            f"{each['relation']}: {each['run']} (`{each['weights_hash']}`)" for each in parents
+        )
+    if step is not None:
+        return about | {"step": step}
+    certificate = read_json(folder.parent / "certificate.json") or {}
+    certified = folder.resolve().name in certificate.get("claims", {}).get("runs", {})
+    quoted = {
+        "data digest": result.get("digest"),
+        "weights": result.get("weights_hash"),
+        "certificate": certificate.get("hash") if certified else None,
+    }
+    tokens = result.get("tokens") or None  # of an imported model unknown, not 0
+    return about | {"tokens trained on": tokens} | {name: f"`{value}`" for name, value in quoted.items() if value}
