@@ -143,12 +143,8 @@ def _cuts(name: str, ranks: Mapping[str, list[np.ndarray]]) -> list[int]:
     block, _, what = name.partition("mixer.")
     if what in ("in_proj.weight", "conv1d.weight", "conv1d.bias"):
         inner, channels = (len(ranks[f"{block}mixer.{each}"][0]) for each in ("norm.weight", "conv1d.weight"))
-        after_x, after_B = inner, inner + (channels - inner) // 2
-        return (
-            [inner, *(inner + end for end in (after_x, after_B, channels))]
-            if what.startswith("in")
-            else [after_x, after_B]
-        )
+        ends = [inner, (inner + channels) // 2]  # of x and of B; C ends with the channels
+        return [inner, *(inner + end for end in (*ends, channels))] if what == "in_proj.weight" else ends
     block, _, what = name.partition("mlp.linear_fc1.")
     if what:
         hidden = ranks[f"{block}mlp.linear_fc2.weight"][0].shape[1]
@@ -160,7 +156,13 @@ def _tokenizer(path: Path) -> Tokenizer | None:
     models = sorted({*path.glob("*.model"), *_folder(path).glob("*.model")})
     if len(models) > 1:
         raise ValueError(f"{path} has {len(models)} tokenizers ({', '.join(each.name for each in models)}); keep one")
-    return named(str(models[0])) if models else None
+    try:
+        return named(str(models[0])) if models else None
+    except ModuleNotFoundError:
+        raise ValueError(
+            f"{models[0]} cannot be read without the package sentencepiece; install the extra data: "
+            "pip install 'architecture-workbench[data]'"
+        ) from None
 
 
 # ---- config
@@ -198,7 +200,7 @@ def _pattern(names: Iterable[str], path: Path) -> tuple[str, int]:
         raise ValueError(f"{path} has no decoder.layers; give a checkpoint of Megatron's GPT or hybrid models")
     layers = [letters.get(tuple(sorted(parts.get(index, ())))) for index in range(max(parts) + 1)]
     if None in layers or len({len(layer) for layer in layers}) > 1:
-        odd = layers.index(None) if None in layers else next(i for i, each in enumerate(layers) if each != layers[0])
+        odd = layers.index(None) if None in layers else [len(each) for each in layers].index(2)
         raise ValueError(
             f"{path}: decoder.layers.{odd} holds {sorted(parts.get(odd, ())) or 'nothing'}; needed is a mixer, "
             "self_attention or mlp in each layer, or the last two in all"
@@ -212,7 +214,6 @@ def _config(pattern: str, found: Mapping[str, np.ndarray], of: _Arguments, dtype
     centred = "decoder.final_norm.bias" in found  # a LayerNorm, not an RMSNorm
     if bool(of("apply_layernorm_1p", False) if not centred else of("apply_layernorm_1p")) != centred:
         raise ValueError(f"{of.path}: norms are RMSNorm, or LayerNorm with apply_layernorm_1p; it has the other two")
-    of.only("add_bias_linear", False, True)  # biases themselves are refused as tensors without a place
     symbols: dict[str, LayerConfig] = {}
     for letter, part, make in (("M", "mixer", _mamba), ("*", "self_attention", _attention), ("-", "mlp", _mlp)):
         if letter in pattern:

@@ -25,7 +25,7 @@ STORAGES = {
 
 
 class Opaque:
-    """What a pickle asks for beside arrays: made by nobody's code, it keeps the state that was to be given to it."""
+    """Stands for what a pickle asks for beside arrays: none of its code runs, and the state it was to have is kept."""
 
     def __new__(cls, *_: Any, **__: Any) -> Opaque:
         made = object.__new__(cls)
