@@ -25,6 +25,8 @@ from workbench.model.language_model import LanguageModel, create
 from workbench.model.names import name_of, named, restored
 from workbench.record import read_json, write_json, write_text
 
+TURNED = 64  # rows of a matrix that are transposed at a time
+
 
 class Imported(NamedTuple):
     model: LanguageModel  # its config is model.config
@@ -100,7 +102,11 @@ def to_huggingface(
     for place in places(config, family):
         array = ours[place.ours] if place.period is None else ours[place.ours][place.period]
         for name, part in zip(place.theirs, np.split(array, np.cumsum(place.sizes)[:-1], axis=-1), strict=True):
-            arrays[name] = np.ascontiguousarray(_turned(part) if place.turned else part.reshape(place.shapes()[name]))
+            arrays[name] = np.empty(place.shapes()[name], part.dtype)
+            if place.turned:
+                _turn(part, arrays[name])
+            else:
+                arrays[name][...] = part.reshape(arrays[name].shape)
     path.mkdir(parents=True, exist_ok=True)
     if isinstance(tokenizer, Json):
         boundary = tokenizer.fast.id_to_token(tokenizer.boundary)
@@ -143,8 +149,18 @@ class Place(NamedTuple):
         return out
 
 
-def _turned(array: np.ndarray) -> np.ndarray:
-    return array.T
+def _turn(array: np.ndarray, into: np.ndarray) -> None:
+    """into = array.T, some rows at a time, set a little apart.
+
+    Numbers of a column that lie a power of two apart share a few places of the processor's cache, and wait for memory
+    each: 4096 x 1024 of bfloat16 at once took 69 ms, this way 4 to 6 (2026-11-26).
+    """
+    rows, columns = array.shape
+    apart = np.empty((TURNED, columns + 16), into.dtype)[:, :columns]
+    for begin in range(0, rows, TURNED):
+        some = apart[: rows - begin]
+        some[...] = array[begin : begin + TURNED]
+        into[:, begin : begin + TURNED] = some.T
 
 
 def places(config: ModelConfig, family: Family) -> Iterator[Place]:
@@ -223,9 +239,11 @@ def built(config: ModelConfig, family: Family, tensors: dict[str, np.ndarray], p
             into = stack if place.period is None else stack[place.period]
             begin = 0
             for name, size in zip(place.theirs, place.sizes, strict=True):
-                part = tensors[name]
-                part = _turned(part) if place.turned else part.reshape(*place.shape[:-1], size)
-                into[..., begin : begin + size] = part
+                part, here = tensors[name], into[..., begin : begin + size]
+                if place.turned:
+                    _turn(part, here)
+                else:
+                    here[...] = part.reshape(here.shape)
                 begin += size
         arrays[ours] = jax.device_put(stack)
     return restored(jax.eval_shape(lambda: create(config, 0)), arrays)
