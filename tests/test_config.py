@@ -227,6 +227,7 @@ OTHER = {  # another legal value for the fields where adding one is not
     "model.symbols.*.kv_heads": 4,
     "model.symbols.*.head_dim": 32,
     "model.symbols.*.rotary": 0.5,
+    "model.symbols.*.rotary_scaling": (8.0, 1.0, 4.0, 8192.0),
     "model.symbols.*.window": 16,
     "model.symbols.*.cache": "int8",
     "model.symbols.-.hidden": 64,

@@ -198,6 +198,7 @@ needs JAX's CUDA plugin, but no GPU: ./setup.sh sm90a installs it beside this en
   workbench evaluate runs/phonebook/phonebook-hybrid-s3-1a2b3c4d
   workbench evaluate runs/phonebook/phonebook-*-s3-* entries=16,32,64 books=32
   workbench evaluate runs/phonebook/phonebook-hybrid-s3-1a2b3c4d --split select --step best
+  workbench evaluate runs/released/smollm2 runs/text/text-hybrid-s1-* length=1024 --text "notes/**/*.md"
 
   workbench evaluate runs/text/text-hybrid-s1-1a2b3c4d --suite phonebook,ruler-small,recall
   workbench evaluate runs/text/text-*-s1-* shots=5 count=100 --suite questions.jsonl
@@ -205,6 +206,9 @@ needs JAX's CUDA plugin, but no GPU: ./setup.sh sm90a installs it beside this en
 
 Overrides change the run's evaluation (its fields: PhonebookEvaluation, TextEvaluation in workbench/config.py).
 Prints a JSON object a run, one a line.
+
+With --text it is bits per byte on those files, of imported models too: documents are cut at `length` tokens, and `rows`
+of the pieces are read. What was trained on them is not known here.
 
 With --suite overrides change its tasks (their fields: workbench/evaluate/tasks). Suites are phonebook, recall,
 ruler-small (256 to 2048 tokens) and ruler (4k to 128k); a .jsonl file is multiple choice, asked in three forms. Every
@@ -217,6 +221,7 @@ With --lm-eval the tasks, metrics and errors are those of EleutherAI's lm-eval (
 tasks download); waleffe holds the twelve of the paper, waleffe_mmlu_5 the one with five examples.""",
     )
     each.add_argument("items", nargs="+", metavar="RUN_FOLDER | NAME=VALUE", help="run folders, then overrides")
+    each.add_argument("--text", metavar="FILES", help="files and globs, with commas: their text, instead of a split")
     each.add_argument("--suite", help="suites and files of questions, with commas: phonebook,ruler-small,recall")
     each.add_argument("--lm-eval", metavar="TASKS", help="tasks of EleutherAI's lm-eval, with commas: waleffe,piqa")
     each.add_argument("--tasks", metavar="FOLDER", help="with --lm-eval: YAML files of further tasks")
@@ -318,16 +323,20 @@ Prints a JSON object. A study extends its runs in its file: workbench.study.exte
         "import",
         _import,
         "make a run folder of a released model",
-        """example:
+        """examples:
   workbench import models/SmolLM2-135M runs/released/smollm2
   workbench generate runs/released/smollm2 "The capital of France is"
+  workbench import models/mamba2-hybrid-8b-3t-4k runs/released/hybrid num_attention_heads=32 num_query_groups=8
 
-SOURCE is a folder with config.json, .safetensors and, to turn text into tokens, tokenizer.json: Llama (and SmolLM),
-Mistral, Qwen2, Qwen3, Mamba or Mamba-2 as Hugging Face's transformers saved it. Or a folder of the mamba authors' own
-(config.json, pytorch_model.bin), or a Llama's .gguf. What cannot be expressed is refused by name.""",
+SOURCE is a folder with config.json, .safetensors and, to turn text into tokens, tokenizer.json, as Hugging Face's
+transformers saved it: Llama (and SmolLM), Mistral, Qwen2, Qwen3, Nemotron, Mamba, Mamba-2, NemotronH or Bamba. Or a
+folder of the mamba authors' own (config.json, pytorch_model.bin), a Llama's .gguf, or a checkpoint of Megatron-LM
+(mp_rank_*/model_optim_rng.pt), of which NAME=VALUE are arguments that it does not hold. What cannot be expressed is
+refused by name.""",
     )
     each.add_argument("source", metavar="SOURCE")
     each.add_argument("folder", metavar="RUN_FOLDER")
+    each.add_argument("given", nargs="*", metavar="NAME=VALUE", help="Megatron's arguments, where it kept none")
     each.add_argument("--dtype", default="float32", help="of the computation: float32 or bfloat16 (default: float32)")
 
     each = command(
@@ -337,7 +346,8 @@ Mistral, Qwen2, Qwen3, Mamba or Mamba-2 as Hugging Face's transformers saved it.
         """example:
   workbench export runs/text/text-mamba2-s1-1a2b3c4d exported/mamba2
 
-Written are *- repeated (SwiGLU; Llama, Mistral, Qwen), S repeated (Mamba) and M repeated (Mamba-2).""",
+Written are *- repeated (SwiGLU; Llama, Mistral, Qwen; LayerNorm-1p: Nemotron), S repeated (Mamba), M repeated
+(Mamba-2), M- and *- in any order (SwiGLU; Bamba), and M, * and - in any order (no positions; NemotronH).""",
     )
     each.add_argument("folder", metavar="RUN_FOLDER")
     each.add_argument("path", metavar="PATH")
@@ -457,6 +467,8 @@ def _evaluate(given: argparse.Namespace) -> int:
         return _suite(folders, given.suite, overrides, given.step)
     if given.lm_eval is not None:
         return _lm_eval(folders, given.lm_eval, overrides, given.step, given.tasks)
+    if given.text is not None:
+        return _text(folders, given.text, overrides, given.step)
     from workbench.config import override
     from workbench.train.checkpoint import load_model
 
@@ -465,6 +477,21 @@ def _evaluate(given: argparse.Namespace) -> int:
         evaluation = override(run.evaluation, *overrides)
         values = evaluation.build(dataclasses.replace(run, evaluation=evaluation))(model, given.split)
         print(json.dumps({"run": run.name, "folder": folder, "split": given.split, **values}), flush=True)
+    return 0
+
+
+def _text(folders: list[str], files: str, overrides: list[str], step: int | str | None) -> int:
+    from workbench.config import Files, TextEvaluation, override
+    from workbench.evaluate.score import subject
+    from workbench.evaluate.text import on_files
+
+    paths = Files(tuple(path.strip() for path in files.split(",") if path.strip()))
+    evaluation = override(TextEvaluation(), *overrides)
+    for folder in folders:
+        examined = subject(folder, step)
+        examined.check()
+        values = on_files(*examined, paths, evaluation)
+        print(json.dumps({"run": Path(folder).resolve().name, "folder": folder, "text": files, **values}), flush=True)
     return 0
 
 
@@ -582,7 +609,16 @@ def _serve(given: argparse.Namespace) -> None:
 def _import(given: argparse.Namespace) -> None:
     from workbench.train.exchange import import_run
 
-    result = import_run(given.source, given.folder, given.dtype)
+    arguments = {}
+    for item in given.given:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise ValueError(f"{item!r} needs the form name=value")
+        try:
+            arguments[name] = json.loads(value)
+        except ValueError:  # a word
+            arguments[name] = value
+    result = import_run(given.source, given.folder, given.dtype, **arguments)
     print(f"{result['parents'][0]['architecture']}, {result['parameters']:,} parameters: {given.folder}")
 
 

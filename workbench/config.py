@@ -70,6 +70,8 @@ class AttentionConfig:
     qk_norm: bool = later(False)  # an RMS norm of each head's query and key, before they are rotated
     norm_epsilon: float = later(1e-5)  # of qk_norm
     cache: str = later("")  # what generation keeps keys and values in: bfloat16, int8, or "" for the compute dtype
+    # Rotations slowed down for longer contexts: (factor,) all of them; (factor, low, high, length) as Llama 3 does
+    rotary_scaling: tuple[float, ...] = later(())
 
     def sizes(self, width: int) -> tuple[int, int, int]:
         """(heads, kv_heads, head_dim) at a width."""
@@ -92,6 +94,11 @@ class AttentionConfig:
             raise ValueError(
                 f"rotary {self.rotary} of head_dim {head_dim} rotates {rotated}; it needs an "
                 "even number of dimensions, at least 2, or rotary=0"
+            )
+        scaling = self.rotary_scaling
+        if len(scaling) not in (0, 1, 4) or min(scaling, default=1) <= 0 or (scaling[1:] and scaling[1] >= scaling[2]):
+            raise ValueError(
+                f"rotary_scaling is {scaling}; give (factor,), (factor, low, high, length) with low below high, or ()"
             )
         return self.heads, kv_heads, head_dim
 
@@ -237,13 +244,13 @@ def _at_least_one(layer: LayerConfig, *names: str) -> None:
             raise ValueError(f"{type(layer).__name__}.{name} must be at least 1; got {size}")
 
 
-ACTIVATIONS = ("gelu", "squared_relu", "swiglu")
+ACTIVATIONS = ("gelu", "gelu_erf", "squared_relu", "swiglu")
 
 
 @dataclass(frozen=True)
 class MLPConfig:
     hidden: int | None = None  # 4 width
-    activation: str = "gelu"  # gelu, squared_relu or swiglu (gated)
+    activation: str = "gelu"  # gelu (its tanh form), gelu_erf, squared_relu or swiglu (gated)
     bias: bool = later(False)
 
     def sizes(self, width: int) -> tuple[int, int]:

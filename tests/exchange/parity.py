@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from workbench.exchange import safetensors
-from workbench.exchange.huggingface import FAMILIES, from_huggingface, places, to_huggingface
+from workbench.exchange.families import FAMILIES
+from workbench.exchange.huggingface import from_huggingface, places, to_huggingface
 from workbench.generate import generate
 from workbench.model.names import named
 
@@ -58,10 +59,13 @@ def row(folder: Path) -> dict:
     }
 
 
-def main(torch: str, place: Path) -> int:
-    """Prints the table; returns how many families failed. torch: a Python that has it and transformers."""
+def main(torch: str, place: Path, *more: str) -> int:
+    """Prints the table; returns how many families failed. torch: a Python that has it and transformers.
+
+    more: arguments of peers.py, such as --only=llama,bamba.
+    """
     peers = str(Path(__file__).with_name("peers.py"))
-    subprocess.run([torch, peers, str(place)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([torch, peers, str(place), *more], check=True, stdout=subprocess.DEVNULL)
     rows = [row(folder.parent) for folder in sorted(place.glob("*/config.json"))]
     subprocess.run([torch, peers, str(place), "--reload"], check=True)
     failed = 0
@@ -84,4 +88,4 @@ def main(torch: str, place: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[2])))
+    sys.exit(main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:]))

@@ -2,6 +2,7 @@
 
 Each becomes a folder as transformers saves it, with expected.safetensors beside: tokens, logits, the mean loss,
 64 tokens that greedy decoding gives; and gradients.safetensors: every parameter's, and the logits in float64.
+--only=NAME,NAME makes these alone.
 tests/exchange/golden is such folders without the latter.
 """
 
@@ -14,10 +15,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    BambaConfig,
     LlamaConfig,
     Mamba2Config,
     MambaConfig,
     MistralConfig,
+    NemotronConfig,
+    NemotronHConfig,
     Qwen2Config,
     Qwen3Config,
 )
@@ -27,6 +31,27 @@ ENDS = {"vocab_size": 37, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 
 BLOCKS = {**ENDS, "hidden_size": 16, "num_hidden_layers": 2}
 ATTENTION = {**BLOCKS, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 24}
 SSD = {**BLOCKS, "head_dim": 4, "num_heads": 8, "state_size": 6, "chunk_size": 8}
+HYBRID = {
+    **ENDS,
+    "hidden_size": 16,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 6,
+    "intermediate_size": 24,
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 4,
+    "ssm_state_size": 6,
+    "chunk_size": 8,
+    "time_step_min": 0.02,
+}
+LLAMA3 = {  # rotations of 6, 30, 140 and 664 tokens: one stays, one is between, two are slowed down
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 
 FAMILIES = {
     "llama": LlamaConfig(**ATTENTION, rms_norm_eps=1e-4),
@@ -57,7 +82,37 @@ FAMILIES = {
         **SSD, n_groups=4, time_step_limit=(0.01, 0.05), use_conv_bias=False, layer_norm_epsilon=1e-3
     ),
     "mamba2-8-groups-floor": Mamba2Config(**SSD, n_groups=8, time_step_limit=(0.02, float("inf"))),
+    "llama-scaled-rotary": LlamaConfig(**ATTENTION, head_dim=8, rope_parameters=LLAMA3, max_position_embeddings=512),
+    "qwen3-linear-rotary": Qwen3Config(
+        **ATTENTION, head_dim=8, rope_parameters={"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}
+    ),
+    "nemotron": NemotronConfig(**ATTENTION, norm_eps=1e-4),
+    "nemotron-biases-quarter": NemotronConfig(
+        **ATTENTION, head_dim=8, partial_rotary_factor=0.25, attention_bias=True, mlp_bias=True
+    ),
+    "nemotron_h": NemotronHConfig(**HYBRID, hybrid_override_pattern="M-M*-M-", n_groups=2),
+    "nemotron_h-biases-gelu": NemotronHConfig(
+        **HYBRID,
+        hybrid_override_pattern="M*-",
+        n_groups=4,
+        mlp_hidden_act="gelu",
+        mlp_bias=True,
+        use_bias=True,
+        use_conv_bias=False,
+        layer_norm_epsilon=1e-3,
+    ),
+    "bamba": BambaConfig(
+        **ATTENTION | {"num_hidden_layers": 3},
+        attn_layer_indices=[1],
+        mamba_n_heads=8,
+        mamba_d_state=6,
+        mamba_n_groups=2,
+        mamba_chunk_size=8,
+        rms_norm_eps=1e-4,
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+    ),
 }
+FINAL = ("model.norm.weight", "backbone.norm_f.weight", "model.norm_f.weight", "model.final_layernorm.weight")
 
 
 def fill(model: torch.nn.Module, generator: torch.Generator) -> None:
@@ -76,7 +131,7 @@ def fill(model: torch.nn.Module, generator: torch.Generator) -> None:
         elif name.endswith(("dt_bias", "dt_proj.bias")):
             step = torch.exp(uniform(shape, math.log(0.001), math.log(0.1)))
             value = step + torch.log(-torch.expm1(-step))
-        elif name.endswith(".D") or "norm" in name:
+        elif name.endswith(".D") or ("norm" in name and name.endswith("weight")):
             value = normal(shape, 0.3, 1)
         elif "embed" in name:
             value = normal(shape)
@@ -94,7 +149,8 @@ def make(name: str, place: Path, seed: int) -> None:
     model = AutoModelForCausalLM.from_config(FAMILIES[name], attn_implementation="eager").eval()
     fill(model, generator)
     tokens = torch.randint(0, FAMILIES[name].vocab_size, (2, 19), generator=generator)
-    final = [p for n, p in model.named_parameters() if n in ("model.norm.weight", "backbone.norm_f.weight")]
+    linear = ("lm_head.weight",) if FAMILIES[name].model_type == "nemotron" else FINAL  # its norm adds one, and a bias
+    final = [p for n, p in model.named_parameters() if n in linear]
     with torch.no_grad():
         final[0].mul_(3 / model(tokens, use_cache=False).logits.std())  # logits are linear in it
     logits = model(tokens, use_cache=False).logits
@@ -105,7 +161,11 @@ def make(name: str, place: Path, seed: int) -> None:
             greedy = torch.cat([greedy, model(greedy, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
     expected = {"tokens": tokens, "logits": logits.detach(), "loss": loss.detach(), "greedy": greedy}
     loss.backward()
-    more = {f"gradient.{n}": p.grad for n, p in model.named_parameters()}
+    saved = {"model.": "backbone."} if FAMILIES[name].model_type == "nemotron_h" else {}  # as its files are named
+    more = {}
+    for each, parameter in model.named_parameters():
+        prefix = each[: each.index(".") + 1]
+        more[f"gradient.{saved.get(prefix, prefix)}{each.removeprefix(prefix)}"] = parameter.grad
     shutil.rmtree(place, ignore_errors=True)
     model.save_pretrained(place, **({"max_shard_size": "12KB"} if "sharded" in name else {}))
     (place / "generation_config.json").unlink(missing_ok=True)
@@ -133,6 +193,9 @@ if __name__ == "__main__":
     if "--reload" in sys.argv:
         reload(place)
     else:
+        only = [argument.removeprefix("--only=") for argument in sys.argv if argument.startswith("--only=")]
         for seed, name in enumerate(FAMILIES):
+            if only and name not in only[0].split(","):
+                continue
             make(name, place / name, seed)
             print(json.dumps({"made": name}), flush=True)

@@ -29,7 +29,14 @@ from workbench.model.names import named
 
 GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = sorted(folder.name for folder in GOLDEN.iterdir())
-OFTEN = ("llama-tied-biases", "mamba-biases", "mamba2-8-groups-floor", "qwen3-tied")  # a case of each architecture
+OFTEN = (  # a case of each architecture
+    "llama-scaled-rotary",
+    "llama-tied-biases",
+    "mamba-biases",
+    "mamba2-8-groups-floor",
+    "nemotron_h-biases-gelu",
+    "qwen3-tied",
+)
 
 
 @pytest.mark.parametrize(
@@ -70,12 +77,16 @@ def test_the_families_have_what_differs_between_them():
         (AttentionConfig, "qkv_bias", {False, True}),
         (AttentionConfig, "qk_norm", {False, True}),
         (AttentionConfig, "window", {None, 5}),
+        (AttentionConfig, "rotary", {0, 0.25, 0.5, 1}),
+        (AttentionConfig, "rotary_scaling", {(), (4,), (8, 1, 4, 64)}),
+        (MLPConfig, "activation", {"gelu_erf", "squared_relu", "swiglu"}),
         (MambaConfig, "conv_bias", {False, True}),
         (Mamba2Config, "groups", {1, 2, 4, 8}),
         (Mamba2Config, "dt_limit", {None, (0.01, 0.05), (0.02, float("inf"))}),
     ):
         assert {getattr(layer, name) for layer in layers if isinstance(layer, kind)} == values
     assert {config.tied for config in configs.values()} == {False, True}
+    assert {config.norm for config in configs.values()} == {"rms", "layernorm1p"}
     for family, config in configs.items():
         shapes = jax.tree.leaves(jax.eval_shape(lambda config=config: create(config, 0)))
         assert count(config).parameters == sum(leaf.size for leaf in shapes), family
@@ -103,10 +114,18 @@ def changed(folder, **fields):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        (
+            {"model_type": "jamba"},
+            "cannot be expressed as one residual layer a symbol: its Mamba has norms of dt, B and C",
+        ),
+        ({"model_type": "falcon_h1"}, "attention and Mamba-2 are side by side in each of its layers"),
+        ({"model_type": "zamba2"}, "its attention blocks are the same weights again and again"),
+        ({"model_type": "nemotron_h", "hybrid_override_pattern": "M-E*"}, r"pattern 'M-E\*' has 'E', .*E: experts"),
         ({"model_type": "lama"}, "model_type 'lama' of config.json cannot be read; did you mean 'llama'"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu', which cannot be expressed; 'silu' can"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type is 'yarn'"),
-        ({"rope_scaling": {"type": "linear"}, "rope_parameters": None}, "rope_type is 'linear'"),
+        ({"rope_scaling": {"type": "dynamic"}, "rope_parameters": None}, "rope_type is 'dynamic', which cannot"),
+        ({"rope_scaling": {"type": "linear"}, "rope_parameters": None}, "has no factor, which is needed"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         ({"quantization_config": {"bits": 4}}, "quantized weights are not read"),
         ({"intermediate_size": None}, "has no intermediate_size, which is needed"),
@@ -150,12 +169,26 @@ SWIGLU = {"-": MLPConfig(24, "swiglu")}
 @pytest.mark.parametrize(
     ("pattern", "symbols", "fields", "message"),
     [
-        ("M-M-", {}, {}, r"pattern 'M-M-': it can be \*- repeated, S repeated or M repeated"),
+        (
+            "S-S-",
+            {},
+            {},
+            r"pattern 'S-S-': it can be \*- repeated, S repeated, M repeated, or M, \* and - in any order",
+        ),
+        ("M*-", {"*": AttentionConfig(rotary=0.5)}, {}, r"nemotron_h .* layers\.1\.rotary: 0\.5 -> 0\.0"),
+        ("M-*-", SWIGLU | {"*": AttentionConfig(conv=4)}, {}, r"bamba .* layers\.2\.conv: 4 -> 0"),
+        (
+            "M-*",
+            {"M": Mamba2Config(8, 4, dt_limit=(0.1, 1.0))},
+            {},
+            r"layers\.0\.dt_limit: \(0\.1, 1\.0\) -> \(0\.1, inf\)",
+        ),
         ("*-", {}, {}, "llama of transformers cannot express layers.1.activation: 'gelu' -> 'swiglu'"),
         ("*-", SWIGLU | {"*": AttentionConfig(rotary=0.5)}, {}, r"layers\.0\.rotary: 0\.5 -> 1\.0"),
         ("*-", SWIGLU | {"*": AttentionConfig(conv=4)}, {}, r"layers\.0\.conv: 4 -> 0"),
         ("*-", SWIGLU | {"*": AttentionConfig(window=4, qkv_bias=True)}, {}, r"mistral .* layers\.0\.qkv_bias: True"),
-        ("*-", SWIGLU, {"norm": "layernorm1p"}, "norm: 'layernorm1p' -> 'rms'"),
+        ("*-", SWIGLU, {"norm": "layernorm1p"}, r"nemotron .* layers\.1\.activation: 'swiglu' -> 'squared_relu'"),
+        ("M", {}, {"norm": "layernorm1p"}, "mamba2 .* norm: 'layernorm1p' -> 'rms'"),
         ("MN", {"N": Mamba2Config(8, 4, groups=2), "M": Mamba2Config(8, 4)}, {}, r"layers\.1\.groups: 2 -> 1"),
         ("M", {"M": Mamba2Config(8, 4, norm_epsilon=1e-3)}, {}, r"layers\.0\.norm_epsilon: 0\.001 -> 1e-05"),
         ("S", {"S": MambaConfig(inner=24)}, {}, "inner 24 is no multiple of the width 16"),

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from workbench.command import main
+from workbench.count import count
 from workbench.data.tokenizer import loaded
 from workbench.evaluate.score import loglikelihood, subject
 from workbench.exchange import safetensors
 from workbench.exchange.huggingface import from_huggingface, tokenizer_in
 from workbench.train.checkpoint import load_model
+from workbench.train.exchange import export_run
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -43,13 +45,41 @@ def test_an_imported_model_is_a_run_that_says_where_it_is_from_and_is_exported_u
     assert len(parent["weights_hash"]) == 64 and parent["weights_hash"] != result["weights_hash"]
 
     assert main(["evaluate", str(run)]) == 2
-    assert "the run's data is UnknownData" in capsys.readouterr().err
+    assert "what it was trained on is unknown" in capsys.readouterr().err
 
     assert main(["export", str(run), str(out)]) == 0
     theirs, written = (safetensors.read(folder / "model.safetensors") for folder in (source, out))
     assert theirs.keys() == written.keys()
     assert all(np.array_equal(theirs[name], written[name]) for name in theirs)
     assert json.loads((out / "tokenizer.json").read_text()) == json.loads((source / "tokenizer.json").read_text())
+    assert f"imported: mamba-tied (`{parent['weights_hash']}`)" in (out / "README.md").read_text()
+
+
+def test_an_imported_model_has_bits_per_byte_on_files(source, tmp_path, capsys):
+    """Every byte of pieces of 4 tokens is scored after what stands before it in its piece, as the model itself says."""
+    run, texts = tmp_path / "mamba", {"a/one.txt": "abcdefg", "a/two.txt": "hello", "b/three.txt": "zyx"}
+    for name, text in texts.items():
+        (tmp_path / "texts" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "texts" / name).write_text(text)
+    assert main(["import", str(source), str(run)]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "length=4", "--text", f"{tmp_path}/texts/**/*.txt"]) == 0
+    found = json.loads(capsys.readouterr().out)
+
+    _, model = load_model(run)
+    nats = {"a": 0.0, "b": 0.0}
+    for name, text in texts.items():
+        ids = [0, *(ord(letter) - 95 for letter in text)]
+        for begin in range(0, len(text), 4):
+            piece = np.pad(ids[begin : begin + 5], (0, 4))[:5]  # of one shape: one program
+            logits = np.asarray(model.logits(model(jnp.array([piece[:-1]])).hidden), np.float64)[0]
+            chosen = logits[range(4), piece[1:]] - np.log(np.exp(logits).sum(-1))
+            nats[name[0]] -= chosen[: len(text) - begin].sum()
+    for group, size in (("a", 12), ("b", 3)):
+        assert found["by_group"][group]["bytes"] == size
+        assert found["by_group"][group]["mean"] == pytest.approx(nats[group] / size / np.log(2), abs=1e-4)
+    assert found["bits_per_byte"]["mean"] == pytest.approx(sum(nats.values()) / 15 / np.log(2), abs=1e-4)
+    assert found["bits_per_byte"]["low"] < found["bits_per_byte"]["mean"] < found["bits_per_byte"]["high"]
 
 
 @pytest.mark.slow
@@ -66,6 +96,47 @@ def test_an_imported_model_with_its_tokenizer_is_scored_and_generated_from(sourc
 
     assert main(["generate", str(run), "ab", "--tokens", "5"]) == 0
     assert capsys.readouterr().out.startswith("ab")
+
+
+def test_a_model_card_says_what_is_known_and_nothing_else(tmp_path, monkeypatch):
+    """Of a trained run its tokens, digest and certificate; the certificate only if the run is one of its study's."""
+    import yaml
+
+    model = from_huggingface(GOLDEN / "mamba-tied").model
+    monkeypatch.setattr("workbench.train.checkpoint.load_model", lambda folder, step: (None, model))
+    run = tmp_path / "study" / "mamba-s1"
+    run.mkdir(parents=True)
+    said = {
+        "run": "mamba-s1",
+        "study": "tiny",
+        "arm": "mamba",
+        "seed": 1,
+        "tokens": 12345,
+        "digest": "d1",
+        "parents": [],
+    }
+    (run / "result.json").write_text(json.dumps(said))
+    certificate = {"hash": "c1", "claims": {"runs": {"mamba-s1": {}}}}
+
+    def rows(step=None):
+        export_run(run, tmp_path / "out", step)
+        _, front, body = (tmp_path / "out" / "README.md").read_text().split("---\n", 2)
+        assert yaml.safe_load(front)["tags"] == ["mamba", "architecture-workbench"]
+        assert body.startswith("\n# mamba-s1\n")
+        cells = [
+            line.strip("| ").split(" | ") for line in body.splitlines() if line.startswith("| ") and line[2] != "|"
+        ]
+        return {cell[0]: cell[1] for cell in cells if len(cell) == 2}
+
+    found = rows()
+    assert found["pattern"] == "`SS`" and int(found["parameters"].replace(",", "")) == count(model.config).parameters
+    assert (found["tokens trained on"], found["data digest"], found["seed"]) == ("12,345", "`d1`", "1")
+    assert not {"certificate", "parents", "weights"} & found.keys()
+    (run.parent / "certificate.json").write_text(json.dumps(certificate))
+    assert rows()["certificate"] == "`c1`"
+    assert not {"certificate", "tokens trained on", "data digest"} & rows(step=3).keys()
+    (run.parent / "certificate.json").write_text(json.dumps(certificate | {"claims": {"runs": {}}}))
+    assert "certificate" not in rows()
 
 
 def letters(*begin, template=""):

@@ -25,9 +25,11 @@ LAYERS = {
     "attention": AttentionConfig(),
     "attention-all": AttentionConfig(kv_heads=2, rotary=0.5, window=8, conv=4),
     "attention-plain": AttentionConfig(rotary=0),
+    "attention-scaled": AttentionConfig(rotary_base=100.0, rotary_scaling=(4, 0.5, 4, 64)),
     "mamba": MambaConfig(state=8),
     "mamba2": Mamba2Config(state=8, head_dim=16, groups=2),
     "mlp-gelu": MLPConfig(),
+    "mlp-gelu_erf": MLPConfig(activation="gelu_erf"),
     "mlp-squared_relu": MLPConfig(activation="squared_relu"),
     "mlp-swiglu": MLPConfig(activation="swiglu"),
 }
@@ -211,11 +213,19 @@ def mamba(config, p, u):
     return (y * silu(z)) @ p["out"]
 
 
-def rotated(head, position, fraction, base):
-    """Dimensions i and i + R/2 turn by position / base^(2i/R), for the R first dimensions."""
+def rotated(head, position, fraction, base, scaling=()):
+    """Dimensions i and i + R/2 turn by position / base^(2i/R), for the R first dimensions; slowed down as Llama 3's."""
     size, out = int(len(head) * fraction), head.copy()
     for i in range(size // 2):
         angle = position * base ** (-2 * i / size)
+        if scaling:
+            factor, low, high, length = scaling
+            wavelength = 2 * math.pi * base ** (2 * i / size)
+            if wavelength > length / low:
+                angle /= factor
+            elif wavelength >= length / high:
+                part = (length / wavelength - low) / (high - low)
+                angle = (1 - part) * angle / factor + part * angle
         a, b = head[i], head[i + size // 2]
         out[i] = a * math.cos(angle) - b * math.sin(angle)
         out[i + size // 2] = a * math.sin(angle) + b * math.cos(angle)
@@ -231,7 +241,7 @@ def attention(config, p, u):
     for b in range(u.shape[0]):
         parts = qkv[b].reshape(u.shape[1], heads + 2 * kv_heads, size)
         q, k, v = parts[:, :heads], parts[:, heads : heads + kv_heads], parts[:, heads + kv_heads :]
-        turn = lambda x, t: rotated(x, t, config.rotary, config.rotary_base)  # noqa: E731
+        turn = lambda x, t: rotated(x, t, config.rotary, config.rotary_base, config.rotary_scaling)  # noqa: E731
         for head in range(heads):
             group = head // (heads // kv_heads)
             for t in range(u.shape[1]):
@@ -246,6 +256,8 @@ def mlp(config, p, u):
     h = u @ p["enter"]
     if config.activation == "gelu":  # its usual approximation by tanh, Hendrycks & Gimpel 2016
         h = 0.5 * h * (1 + np.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
+    elif config.activation == "gelu_erf":
+        h = 0.5 * h * (1 + np.vectorize(math.erf)(h / math.sqrt(2)))
     elif config.activation == "squared_relu":
         h = np.maximum(h, 0) ** 2
     else:

@@ -1,6 +1,7 @@
 """Every notebook, executed by papermill at a tiny scale, as a user's `workbench run` and `make lab` would."""
 
 import json
+import shutil
 
 import pytest
 
@@ -101,3 +102,25 @@ def test_the_first_notebook_runs_from_the_root_and_from_its_own_folder(root, tmp
     assert len(pictures(executed)) == 2
     said = "".join(out.get("text", "") for cell in executed.cells[-1:] for out in cell.outputs)
     assert all(name in said for name in ("Transformer", "Mamba", "Mamba-2", "hybrid"))
+
+
+def test_released_models_are_imported_and_compared_on_a_text(root, tmp_path):
+    from tokenizers import Tokenizer, models
+
+    sources = []
+    for name in ("mamba-tied", "nemotron_h"):
+        sources.append(shutil.copytree(root / "tests" / "exchange" / "golden" / name, tmp_path / name))
+        letters = {"<|endoftext|>": 0, "[UNK]": 1} | {chr(97 + i): 2 + i for i in range(26)}
+        Tokenizer(models.BPE(vocab=letters, merges=[], unk_token="[UNK]")).save(str(sources[-1] / "tokenizer.json"))
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.txt").write_text(name * 9)
+    given = {"sources": ",".join(map(str, sources)), "text": f"{tmp_path}/*.txt", "length": 8}
+    for _ in range(2):  # the second time from the run folders
+        executed = run_notebook(
+            root / "notebooks" / "released_models.ipynb",
+            tmp_path / "out.ipynb",
+            given | {"folder": str(tmp_path / "runs")},
+        )
+        said = "".join(out.get("text", "") for cell in executed.cells for out in cell.get("outputs", ()))
+        assert all(said.count(name) == 3 for name in ("mamba-tied", "nemotron_h"))
+        assert said.count("on 54 bytes") == 2 and "M-M*-M-" in said

@@ -1,4 +1,4 @@
-"""Bits per byte of a model on text of groups (packages, projects) that were not trained on."""
+"""Bits per byte of a model on text of groups (packages, projects) that were not trained on, or on any files."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from workbench.config import RunConfig, TextConfig, TextEvaluation
+from workbench.config import Files, RunConfig, TextConfig, TextEvaluation, UnknownData
+from workbench.data.documents import Document, parts, read
 from workbench.data.text import Rows, TextStream
+from workbench.data.tokenizer import Tokenizer
 from workbench.evaluate.interval import t_quantile
 from workbench.model.language_model import LanguageModel
 from workbench.train.loss import negative_log_likelihood
@@ -30,10 +32,14 @@ def evaluator(config: TextEvaluation, run: RunConfig) -> Callable[[LanguageModel
     "same_groups" too: bits per byte on the documents of training groups that were held out. Raises ValueError if the
     run's data is not text, or the rows hold a single document.
     """
+    if isinstance(run.data, UnknownData):
+        raise ValueError(
+            f"{run.name} was imported, and what it was trained on is unknown, so that no text is held out for it; "
+            "give texts with --text, or tasks with --suite or --lm-eval"
+        )
     if not isinstance(run.data, TextConfig):
         raise ValueError(f"bits per byte needs text; the run's data is {type(run.data).__name__}, not TextConfig")
-    if config.rows < 2:
-        raise ValueError(f"evaluation.rows must be at least 2, for an interval; got {config.rows}")
+    _check(config)
     data = dataclasses.replace(run.data, length=config.length)
 
     @functools.cache
@@ -43,23 +49,12 @@ def evaluator(config: TextEvaluation, run: RunConfig) -> Callable[[LanguageModel
     def measured(model: LanguageModel, split: str) -> tuple[np.ndarray, np.ndarray, TextStream]:
         """Nats and bytes of each document of the split, as far as they were read."""
         source = stream(split)
-        nats, count = np.zeros((2, len(source.documents.sizes)))
-        for read in _batches(source, spread(source.rows, config.rows)):
-            batch = read.batch
-            loss = np.asarray(_nats(model, batch["tokens"], batch["targets"], batch["segments"]), np.float64)
-            real = read.documents >= 0
-            nats += np.bincount(read.documents[real], loss[real], len(nats))
-            count += np.bincount(read.documents[real], read.bytes[real], len(nats))
-        return nats, count, source
+        rows = _batches(source.read, spread(source.rows, config.rows), config.length)
+        return *_measured(model, rows, len(source.documents.sizes)), source
 
     def evaluate(model: LanguageModel, split: str = "test") -> dict:
         nats, count, source = measured(model, split)
-        group, names = gathered(source.documents.group, source.documents.groups)
-        seen = count > 0
-        bits = bits_per_byte(nats[seen], count[seen], group[seen])
-        masks = {name: (group == number) & seen for number, name in enumerate(names)}
-        by_group = {name: summary(nats[mask], count[mask]) for name, mask in sorted(masks.items()) if mask.any()}
-        found = {"score": -bits["mean"], "bits_per_byte": bits, "by_group": by_group}
+        found = _found(nats, count, source.documents.group, source.documents.groups)
         if split == "test" and run.data.held_out:
             nats, count, source = measured(model, "same")
             seen = count > 0
@@ -68,6 +63,63 @@ def evaluator(config: TextEvaluation, run: RunConfig) -> Callable[[LanguageModel
         return found
 
     return evaluate
+
+
+def on_files(model: LanguageModel, tokenizer: Tokenizer, files: Files, config: TextEvaluation) -> dict:
+    """What `evaluator` gives, on documents of any files: for models whose training data are unknown, or another's.
+
+    Documents are cut into pieces of `config.length` tokens, a row each, and `config.rows` of the rows are read, spread
+    evenly. Nothing is held out or taken out: whether the model was trained on these texts is for the caller to know.
+    """
+    _check(config)
+    documents = [each for part in parts((files,)) for each in read(part) if isinstance(each, Document)]
+    encoded = tokenizer.encode([each.content for each in documents])
+    ids = [np.concatenate([[tokenizer.boundary], each.ids]) for each in encoded]
+    pieces = [(number, at) for number, each in enumerate(encoded) for at in range(0, len(each.ids), config.length)]
+
+    def rows(wanted: np.ndarray) -> Rows:
+        shape = (len(wanted), config.length)
+        tokens, targets, segments, lengths = (np.zeros(shape, np.int32) for _ in range(4))
+        of = np.full(shape, -1, np.int32)
+        for row, (number, at) in enumerate(pieces[index] for index in wanted):
+            after = ids[number][at + 1 : at + 1 + config.length]
+            here = np.s_[row, : len(after)]
+            tokens[here], targets[here] = ids[number][at : at + len(after)], after
+            segments[here], of[here] = 1, number
+            lengths[here] = encoded[number].lengths[at : at + len(after)]
+        return Rows({"tokens": tokens, "targets": targets, "segments": segments}, of, lengths)
+
+    batches = _batches(rows, spread(len(pieces), config.rows), config.length)
+    nats, count = _measured(model, batches, len(documents))
+    names = sorted({each.group for each in documents})
+    group = np.searchsorted(names, [each.group for each in documents])
+    return _found(nats, count, group, names)
+
+
+def _check(config: TextEvaluation) -> None:
+    if config.rows < 2:
+        raise ValueError(f"evaluation.rows must be at least 2, for an interval; got {config.rows}")
+
+
+def _measured(model: LanguageModel, rows: Iterator[Rows], documents: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nats and bytes of each document, as far as the rows hold it."""
+    nats, count = np.zeros((2, documents))
+    for each in rows:
+        batch = each.batch
+        loss = np.asarray(_nats(model, batch["tokens"], batch["targets"], batch["segments"]), np.float64)
+        real = each.documents >= 0
+        nats += np.bincount(each.documents[real], loss[real], documents)
+        count += np.bincount(each.documents[real], each.bytes[real], documents)
+    return nats, count
+
+
+def _found(nats: np.ndarray, count: np.ndarray, group: np.ndarray, names: list[str]) -> dict:
+    group, names = gathered(group, names)
+    seen = count > 0
+    bits = bits_per_byte(nats[seen], count[seen], group[seen])
+    masks = {name: (group == number) & seen for number, name in enumerate(names)}
+    by_group = {name: summary(nats[mask], count[mask]) for name, mask in sorted(masks.items()) if mask.any()}
+    return {"score": -bits["mean"], "bits_per_byte": bits, "by_group": by_group}
 
 
 def gathered(group: np.ndarray, names: list[str]) -> tuple[np.ndarray, list[str]]:
@@ -112,16 +164,16 @@ def spread(rows: int, wanted: int) -> np.ndarray:
     return np.arange(rows) if wanted >= rows else np.linspace(0, rows - 1, wanted).round().astype(int)
 
 
-def _batches(stream: TextStream, rows: np.ndarray) -> Iterator[Rows]:
+def _batches(read: Callable[[np.ndarray], Rows], rows: np.ndarray, length: int) -> Iterator[Rows]:
     """The rows in batches of one shape, the last filled up with padding."""
-    size = min(max(1, TOKENS // stream.config.length), len(rows))
+    size = min(max(1, TOKENS // length), len(rows))
     for start in range(0, len(rows), size):
-        read = stream.read(rows[start : start + size])
-        missing = ((0, size - len(read.documents)), (0, 0))
+        found = read(rows[start : start + size])
+        missing = ((0, size - len(found.documents)), (0, 0))
         yield Rows(
-            {name: np.pad(array, missing) for name, array in read.batch.items()},
-            np.pad(read.documents, missing, constant_values=-1),
-            np.pad(read.bytes, missing),
+            {name: np.pad(array, missing) for name, array in found.batch.items()},
+            np.pad(found.documents, missing, constant_values=-1),
+            np.pad(found.bytes, missing),
         )
 
 

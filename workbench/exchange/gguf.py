@@ -1,6 +1,6 @@
 """Llama-family models in GGUF, llama.cpp's format, quantized or not (needs the package gguf).
 
-Names and settings are turned into those of transformers, so that its table (workbench.exchange.huggingface) serves here
+Names and settings are turned into those of transformers, so that its table (workbench.exchange.families) serves here
 too. llama.cpp rotates neighbouring dimensions of a head together, where transformers and we rotate those half a head
 apart: the rows of the matrices for queries and keys are put back. A quantized weight is read as the number it stands
 for. Source: llama.cpp's conversion of LlamaForCausalLM.
@@ -16,7 +16,8 @@ import numpy as np
 
 from workbench.config import nearest
 from workbench.data.tokenizer import Json
-from workbench.exchange.huggingface import FAMILIES, Imported, built
+from workbench.exchange.families import FAMILIES
+from workbench.exchange.huggingface import Imported, built
 
 SETTINGS = {  # of the architecture, and what transformers calls each
     "block_count": "num_hidden_layers",

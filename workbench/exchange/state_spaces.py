@@ -16,7 +16,8 @@ import numpy as np
 
 from workbench.config import AttentionConfig, LayerConfig, Mamba2Config, MambaConfig, MLPConfig, ModelConfig, nearest
 from workbench.exchange import pickled
-from workbench.exchange.huggingface import ALL, Family, Imported, built, mamba_tensors, tokenizer_in
+from workbench.exchange.families import ALL, Family, mamba_tensors
+from workbench.exchange.huggingface import Imported, built, tokenizer_in
 from workbench.record import read_json
 
 EPSILON = 1e-5  # of every norm, in code
@@ -189,7 +190,7 @@ def _mlp_tensors(layer: MLPConfig, width: int) -> dict:
 
 FAMILY = Family(
     embedding="backbone.embedding.weight",
-    norm="backbone.norm_f.weight",
+    norm="backbone.norm_f",
     block="backbone.layers.{}.",
     layers=1,
     tensors={

@@ -82,7 +82,12 @@ class Attention(nnx.Module):
                 for each, scale in ((q, self.q_norm_scale), (k, self.k_norm_scale))
             )
         if self.config.rotary:
-            angles = rotary_angles(where.positions, int(self.head_dim * self.config.rotary), self.config.rotary_base)
+            angles = rotary_angles(
+                where.positions,
+                int(self.head_dim * self.config.rotary),
+                self.config.rotary_base,
+                self.config.rotary_scaling,
+            )
             q, k = rotate(q, angles), rotate(k, angles)
         if state is None:
             y = attend(q, k, v, where.segments, self.config.window)
@@ -127,9 +132,23 @@ class Attention(nnx.Module):
         return AttentionState(cache, cache, jnp.full((batch, capacity), -1, jnp.int32), window, scales, scales)
 
 
-def rotary_angles(positions: Int[Array, "B T"], size: int, base: float) -> Float[Array, "B T R"]:
-    """Angle of each of size/2 rotations at each position."""
+def rotary_angles(
+    positions: Int[Array, "B T"], size: int, base: float, scaling: tuple[float, ...] = ()
+) -> Float[Array, "B T R"]:
+    """Angle of each of size/2 rotations at each position.
+
+    scaling: (factor,) divides every frequency (Chen et al. 2023, arXiv:2306.15595). (factor, low, high, length) divides
+    those that turn at most `low` times in `length` tokens, keeps those that turn `high` times or more, and goes over
+    from one to the other between (Llama 3.1, Dubey et al. 2024, arXiv:2407.21783).
+    """
     frequencies = base ** (-jnp.arange(0, size, 2) / size)
+    if scaling:
+        factor, *band = scaling
+        kept = 0.0
+        if band:
+            low, high, length = band
+            kept = jnp.clip((length * frequencies / (2 * jnp.pi) - low) / (high - low), 0, 1)
+        frequencies = frequencies * (kept + (1 - kept) / factor)
     return positions[..., None] * frequencies[None, None, :]
 
 

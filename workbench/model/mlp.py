@@ -30,7 +30,7 @@ class MLP(nnx.Module):
         elif self.activation == "squared_relu":
             h = jnp.square(jax.nn.relu(h))
         else:
-            h = jax.nn.gelu(h)  # the tanh form
+            h = jax.nn.gelu(h, approximate=self.activation == "gelu")
         return product(h, self.out[...], bias=self.out_bias[...] if self.bias else None), None, {}
 
     def initial_state(self, batch: int, capacity: int, dtype) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from workbench.config import RunConfig, TextEvaluation, UnknownData, to_json
 from workbench.count import count
 from workbench.data.tokenizer import loaded
-from workbench.exchange import gguf, huggingface, state_spaces
+from workbench.exchange import gguf, huggingface, megatron, state_spaces
 from workbench.exchange.huggingface import Imported, to_huggingface
 from workbench.model.names import named
 from workbench.record import read_json, write_json, write_text
@@ -20,7 +20,7 @@ from workbench.train import checkpoint
 from workbench.train.environment import environment
 
 
-def import_run(source: Path | str, folder: Path | str, dtype: str = "float32") -> dict[str, Any]:
+def import_run(source: Path | str, folder: Path | str, dtype: str = "float32", **given: Any) -> dict[str, Any]:
     """Makes a run folder of a released model, and returns its result.json: a run of no steps. See `read`.
 
     Its data are unknown, and its parent is the source, by the hash of its tensors. Raises ValueError for what
@@ -29,7 +29,7 @@ def import_run(source: Path | str, folder: Path | str, dtype: str = "float32") -
     source, folder = Path(source), Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; give a folder that is not there yet")
-    (model, tokenizer, architecture), tensors = read(source, dtype)
+    (model, tokenizer, architecture), tensors = read(source, dtype, **given)
     name = source.resolve().name
     data = UnknownData(model.config.vocabulary)
     run = RunConfig("imported", name, model.config, data, TextEvaluation(), steps=1)
@@ -72,8 +72,15 @@ def import_run(source: Path | str, folder: Path | str, dtype: str = "float32") -
     return result
 
 
-def read(source: Path, dtype: str = "float32") -> tuple[Imported, dict[str, np.ndarray]]:
-    """The model of a .gguf file, or of a folder of the mamba authors' or of transformers; and its tensors as stored."""
+def read(source: Path, dtype: str = "float32", **given: Any) -> tuple[Imported, dict[str, np.ndarray]]:
+    """The model of a .gguf file, or of a folder of Megatron, the mamba authors' or transformers; its tensors as stored.
+
+    given: arguments that a checkpoint of Megatron does not hold. Raises ValueError for any with another source.
+    """
+    if megatron.is_megatron(source):
+        return megatron.from_megatron(source, dtype, **given), megatron.tensors(source)
+    if given:
+        raise ValueError(f"{source} says itself what {', '.join(given)} would: only a checkpoint of Megatron may not")
     if source.suffix == ".gguf":
         return gguf.from_gguf(source, dtype), gguf.tensors(source)
     if "d_model" in (read_json(source / "config.json") or {}) and (source / "pytorch_model.bin").is_file():
@@ -85,4 +92,30 @@ def export_run(folder: Path | str, path: Path | str, step: int | Literal["best"]
     """Writes a run's model and tokenizer as transformers loads them; returns the architecture. See `to_huggingface`."""
     _, model = checkpoint.load_model(folder, step)
     saved = Path(folder) / "tokenizer.json"
-    return to_huggingface(model, path, loaded(saved.read_bytes()) if saved.is_file() else None)
+    tokenizer = loaded(saved.read_bytes()) if saved.is_file() else None
+    return to_huggingface(model, path, tokenizer, _about(Path(folder), step))
+
+
+def _about(folder: Path, step: int | Literal["best"] | None) -> dict[str, Any]:
+    """What the model card says of a run: what it read, whose weights it began with, and where that is certified.
+
+    Of a step before the last only which it is: tokens and digest are known of the last alone.
+    """
+    result = read_json(folder / "result.json") or {}
+    about = {"title": result.get("run"), "study": result.get("study"), "arm": result.get("arm")}
+    about |= {"seed": result.get("seed"), "parents": None}
+    if parents := result.get("parents"):
+        about["parents"] = ", ".join(
+            f"{each['relation']}: {each['run']} (`{each['weights_hash']}`)" for each in parents
+        )
+    if step is not None:
+        return about | {"step": step}
+    certificate = read_json(folder.parent / "certificate.json") or {}
+    certified = folder.resolve().name in certificate.get("claims", {}).get("runs", {})
+    quoted = {
+        "data digest": result.get("digest"),
+        "weights": result.get("weights_hash"),
+        "certificate": certificate.get("hash") if certified else None,
+    }
+    tokens = result.get("tokens") or None  # of an imported model unknown, not 0
+    return about | {"tokens trained on": tokens} | {name: f"`{value}`" for name, value in quoted.items() if value}
