@@ -10,7 +10,7 @@ from workbench.command import main
 
 COMMANDS = (
     "run", "report", "status", "seeds", "diff", "verify", "sizes", "plan", "evaluate", "speed", "generate", "extend",
-    "check",
+    "estimate", "check",
 )  # fmt: skip
 
 

@@ -101,6 +101,25 @@ Ctrl-C stops the runs, saved.""",
     each.add_argument("--wandb", choices=("online", "offline", "disabled"), default="offline", help="default: offline")
 
     each = command(
+        "estimate",
+        _estimate,
+        "print what a study will cost and could show, before it starts: time, memory, disk, detectable difference",
+        """examples:
+  workbench estimate experiments/phonebook.py --scale full
+  workbench estimate experiments/text.py --measure                   run 20 steps of each distinct model first
+  workbench estimate experiments/phonebook.py --scale full --like runs/phonebook
+
+Time is from what runs of the same model and sizes of data took on this machine; the spread over seeds from the study's
+own folder, or from another one's (--like).""",
+    )
+    each.add_argument("file", metavar="FILE", help="an experiment file")
+    each.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="changes to every run")
+    each.add_argument("--scale", help="one of the file's SCALES (default: the first)")
+    each.add_argument("--jobs", type=int, help="runs at a time (default: as workbench run)")
+    each.add_argument("--measure", action="store_true", help="time and compile each distinct model first")
+    each.add_argument("--like", metavar="STUDY_FOLDER", help="whose spread over seeds to expect")
+
+    each = command(
         "report",
         _report,
         "make the report of a study again from its folders",
@@ -355,6 +374,14 @@ def _run(given: argparse.Namespace) -> int:
         layout=given.layout,
     )
     return 1 if outcome.failures else 0
+
+
+def _estimate(given: argparse.Namespace) -> None:
+    from workbench.study.estimate import estimate
+    from workbench.study.experiment import load
+
+    experiment = load(given.file, given.scale, given.overrides)
+    print(estimate(experiment, jobs=given.jobs, like=given.like, measured=given.measure))
 
 
 def _report(given: argparse.Namespace) -> None:
