@@ -21,8 +21,9 @@ from pathlib import Path
 
 from workbench.config import RunConfig, to_json
 from workbench.record import read_json, write_json
-from workbench.study.execute import environment, notebooks
+from workbench.study.execute import notebooks
 from workbench.study.experiment import load
+from workbench.study.launch import environment
 from workbench.study.notebook import new_kernel, run_notebook
 from workbench.train.environment import cpus, processor
 
@@ -74,7 +75,7 @@ def library(run: RunConfig, folder: Path) -> tuple[dict, float]:
     begun = time.perf_counter()
     subprocess.run(
         ["taskset", "-c", str(core), sys.executable, "-c", LIBRARY, str(config)],
-        env=os.environ | environment((core,)), check=True,
+        env=os.environ | environment(1), check=True,
     )  # fmt: skip
     return read_json(folder / "result.json"), time.perf_counter() - begun
 
@@ -84,7 +85,7 @@ def as_notebook(run: RunConfig, notebook: Path, folder: Path) -> float:
     core = (min(os.sched_getaffinity(0)),)
     parameters = {"config": str(config), "folder": str(folder), "progress": False}
     begun = time.perf_counter()
-    run_notebook(notebook, folder / "train.ipynb", parameters, kernel=new_kernel(environment(core)), cores=core)
+    run_notebook(notebook, folder / "train.ipynb", parameters, kernel=new_kernel(environment(1)), cores=core)
     return time.perf_counter() - begun
 
 

@@ -77,17 +77,47 @@ def parser() -> argparse.ArgumentParser:
   workbench run experiments/phonebook.py --tune            try the grid of learning rates, choose by the select split
   workbench run experiments/phonebook.py steps=200         every run with 200 steps, in a folder of its own
   workbench run experiments/phonebook.py optimizer.learning_rate=3e-3 model.symbols.M.state=64
+  workbench run experiments/phonebook.py --launcher ray    on the Ray cluster that is there, or one of this machine
+  SBATCH_PARTITION=cpu workbench run experiments/phonebook.py --launcher slurm
 
 Overrides are name=value, names as in workbench/config.py; an unknown one is refused with the nearest.
-A run that fails is named at the end and marked in the report; the others go on, and the same command retries it.""",
+A run that fails is named at the end and marked in the report; the others go on, and the same command retries it.
+Launchers differ in where runs are executed, never in what they leave; every machine sees the same folders (extras ray,
+slurm). SLURM's jobs, a run each, take sbatch's own SBATCH_ variables and outlive this command: again, it follows them.
+Ctrl-C stops the runs, saved.""",
     )
     each.add_argument("file", metavar="FILE", help="an experiment file, such as experiments/phonebook.py")
     each.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="changes to every run")
     each.add_argument("--scale", help="one of the file's SCALES (default: the first)")
     each.add_argument("--jobs", type=int, help="runs at a time (default: one a core, at most 8; one on a GPU)")
+    each.add_argument(
+        "--launcher",
+        choices=("local", "ray", "slurm"),
+        default="local",
+        help="where runs are executed (default: local)",
+    )
     each.add_argument("--layout", default="", help="devices and memory of a step, such as data=4,tensor=2,micro=2")
     each.add_argument("--tune", action="store_true", help="run the tuning runs and choose the learning rates")
     each.add_argument("--wandb", choices=("online", "offline", "disabled"), default="offline", help="default: offline")
+
+    each = command(
+        "estimate",
+        _estimate,
+        "print what a study will cost and could show, before it starts: time, memory, disk, detectable difference",
+        """examples:
+  workbench estimate experiments/phonebook.py --scale full
+  workbench estimate experiments/text.py --measure                   run 20 steps of each distinct model first
+  workbench estimate experiments/phonebook.py --scale full --like runs/phonebook
+
+Time is from what runs of the same model and sizes of data took on this machine; the spread over seeds from the study's
+own folder, or from another one's (--like).""",
+    )
+    each.add_argument("file", metavar="FILE", help="an experiment file")
+    each.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="changes to every run")
+    each.add_argument("--scale", help="one of the file's SCALES (default: the first)")
+    each.add_argument("--jobs", type=int, help="runs at a time (default: as workbench run)")
+    each.add_argument("--measure", action="store_true", help="time and compile each distinct model first")
+    each.add_argument("--like", metavar="STUDY_FOLDER", help="whose spread over seeds to expect")
 
     each = command(
         "report",
@@ -373,12 +403,21 @@ def _run(given: argparse.Namespace) -> int:
         given.file,
         scale=given.scale,
         overrides=given.overrides,
+        launcher=given.launcher,
         jobs=given.jobs,
         wandb=given.wandb,
         tune=given.tune,
         layout=given.layout,
     )
     return 1 if outcome.failures else 0
+
+
+def _estimate(given: argparse.Namespace) -> None:
+    from workbench.study.estimate import estimate
+    from workbench.study.experiment import load
+
+    experiment = load(given.file, given.scale, given.overrides)
+    print(estimate(experiment, jobs=given.jobs, like=given.like, measured=given.measure))
 
 
 def _report(given: argparse.Namespace) -> None:

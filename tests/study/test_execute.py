@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from workbench.study import execute, progress
+from workbench.study import execute, launch, progress
 from workbench.study.experiment import load
 from workbench.study.extend import extended
 
@@ -114,7 +114,7 @@ def test_each_process_is_pinned_to_the_cores_of_its_slot_with_one_thread(ran):
     before = os.sched_getaffinity(0)
     for arm in ("good", "other"):
         seen = result(experiment, arm)
-        assert tuple(seen["cores"]) in execute.slots()
+        assert tuple(seen["cores"]) in launch.slots()
         if len(seen["cores"]) == 1:
             assert "intra_op_parallelism_threads=1" in seen["flags"]
     assert os.sched_getaffinity(0) == before
@@ -137,21 +137,34 @@ def test_a_run_waits_for_the_one_that_it_is_extended_from(tmp_path, monkeypatch)
     bases = load(laid_out(tmp_path)).runs
     longer = [extended(base, 192, steps=20) for base in bases]
     runs = [extended(longer[0], 384, steps=20), *longer, *bases]
-    ended = []
+    order = []
 
-    def run_one(work, free, run):
-        assert run.parent is None or run.parent.run in ended
-        time.sleep(0.01)
-        ended.append(run.name)
+    class Started:
+        at_once, cores, where = 2, 1, "nowhere"
 
-    monkeypatch.setattr(execute, "_run_one", run_one)
+        def submit(self, task):
+            run = next(run for run in runs if run.name == Path(task.folder).name)
+            assert run.parent is None or run.parent.run not in names or run.parent.run in work.ended
+            order.append(run.name)
+            return self
+
+        def done(self):
+            return True
+
+        def error(self):
+            return None
+
+        cancel = kill = error
+
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    work = execute._Work(tmp_path, tmp_path / "train.ipynb", "disabled", "", [None, None], runs)
+    names = {run.name for run in runs}
+    tasks = {name: launch.Task(str(tmp_path / name), "") for name in names}
+    work = execute._Work(tmp_path, Started(), runs, tasks)
     assert execute._run_all(work) == {}
-    assert sorted(ended) == sorted(run.name for run in runs)
-    todo = execute._Work(tmp_path, tmp_path / "train.ipynb", "disabled", "", [None], [runs[0]])
-    ended.append(longer[0].name)  # the parent is no longer to do: nothing to wait for
-    assert execute._run_all(todo) == {} and ended[-1] == runs[0].name
+    assert sorted(order) == sorted(names)
+    names = {runs[0].name}  # the parent is no longer to do: nothing to wait for
+    work = execute._Work(tmp_path, Started(), [runs[0]], tasks)
+    assert execute._run_all(work) == {} and order[-1] == runs[0].name
 
 
 def test_running_again_tries_only_what_failed(ran):
@@ -164,7 +177,7 @@ def test_running_again_tries_only_what_failed(ran):
 def test_what_runs_took_is_the_next_estimate(ran):
     experiment, _ = ran
     costs = progress.known_costs()
-    cores = len(execute.slots()[0] or ())
+    cores = len(launch.slots()[0] or ())
     cost = costs[progress.cost_name(experiment.runs[0], cores)]
     assert cost.step_seconds == 100 / 4000
     seconds, measured = progress.estimate(list(experiment.runs), costs, cores)
@@ -205,8 +218,8 @@ def test_an_unwritable_folder_is_refused_before_anything_starts(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="macOS pins nothing")
 def test_by_default_a_process_has_one_core_however_many_there_are(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
-    assert execute.slots() == [(core,) for core in range(8)]
-    assert execute.slots(4)[1] == (4, 5, 6, 7)
+    assert launch.slots() == [(core,) for core in range(8)]
+    assert launch.slots(4)[1] == (4, 5, 6, 7)
 
 
 def test_a_machine_that_knows_nothing_guesses_before_it_starts():
@@ -216,7 +229,7 @@ def test_a_machine_that_knows_nothing_guesses_before_it_starts():
 
 def test_jobs_below_one_are_refused():
     with pytest.raises(ValueError, match="at least 1; got 0"):
-        execute.slots(0)
+        launch.slots(0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])

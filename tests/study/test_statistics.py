@@ -1,8 +1,10 @@
+from itertools import combinations
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from workbench.evaluate.interval import Interval, clustered
+from workbench.evaluate.interval import Interval, clustered, holm
 from workbench.study import statistics
 
 
@@ -16,16 +18,41 @@ def _books(rng, share, correlation, books, asked, trials):
     return rng.binomial(asked, rng.beta(share * size, (1 - share) * size, (trials, books)))
 
 
-@pytest.mark.parametrize("seeds", [3, 5])
-def test_the_paired_t_covers_with_seed_and_item_variance_present(seeds):
-    rng, trials, items = np.random.default_rng(seeds), 1000, 512
-    shared = rng.normal(0, 0.05, (trials, seeds))  # the data of a seed is hard or easy for both arms
-    a, b = (
-        rng.binomial(items, np.clip(m + shared + rng.normal(0, 0.04, shared.shape), 0, 1)) / items for m in (0.7, 0.6)
-    )
-    found = [statistics.paired_t(x, y) for x, y in zip(a, b, strict=True)]
-    assert 0.93 <= np.mean([d.low <= 0.1 <= d.high for d in found]) <= 0.97
-    assert found[0].p == pytest.approx(stats.ttest_rel(a[0], b[0]).pvalue, rel=1e-9)
+def _compared(a, b):
+    """`compare` for bits per byte of two arms, (seed, package)."""
+    means = ([Interval(m, m, m) for m in arm.mean(axis=1)] for arm in (a, b))
+    return statistics.compare(list(zip(*means, map(statistics.paired_clusters, a, b), strict=True)))
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_the_widest_claim_covers_with_seed_and_item_variance_present(seeds):
+    """Two seeds speak of these checkpoints, three of these architectures: each covers the truth that it speaks of."""
+    rng, trials, packages = np.random.default_rng(seeds), 1000, 40
+    luck = rng.normal(0, 0.02, (trials, 1, seeds)) + rng.normal(0, 0.05, (trials, 2, seeds))  # of the data, of a start
+    hard = rng.normal(0, 0.3, (trials, 1, 1, packages)) + rng.normal(0, 0.02, (trials, 2, 1, packages))  # all, an arm
+    bits = 2 + luck[..., None] + hard + rng.normal(0, 0.005, (trials, 2, seeds, packages))
+    covered = []
+    for arms, came_out in zip(bits, luck, strict=True):
+        checkpoints, architectures = _compared(*arms)
+        found, true = (architectures, 0.0) if architectures else (checkpoints, np.subtract(*came_out).mean())
+        assert found.claim == ("these checkpoints" if seeds == 2 else "these architectures")
+        covered.append(found.low <= true <= found.high)
+    assert 0.93 <= np.mean(covered) <= 0.97
+
+
+def test_one_architecture_under_four_names_is_told_apart_in_at_most_five_percent_of_studies():
+    """Any two of the names, after Holm's correction over all pairs, as a report does it."""
+    rng, studies, packages = np.random.default_rng(4), 200, 12
+    bits = 2 + rng.normal(0, 0.02, (studies, 4, 3, 1)) + rng.normal(0, 0.3, (studies, 1, 1, packages))
+    bits = bits + rng.normal(0, 0.03, (studies, 4, 3, packages))
+    ps = [[_compared(a, b)[1].p for a, b in combinations(arms, 2)] for arms in bits]
+    false = sum(min(holm(each)) < 0.05 for each in ps)
+    assert false <= 0.05 * studies < sum(min(each) < 0.05 for each in ps)  # which would be too many without it
+
+
+def test_the_paired_t_is_students():
+    a, b = np.random.default_rng(0).normal(0.7, 0.05, (2, 3))
+    assert statistics.paired_t(a, b).p == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-9)
 
 
 def test_two_seeds_make_no_claim_about_architectures():

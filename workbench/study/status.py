@@ -54,12 +54,12 @@ def _state(folder: Path) -> State:
     steps = config["steps"] if config else None
     if result is not None and result.get("status") in ENDED:
         return State(folder.name, result["status"], at, steps, result.get("error", ""))
-    if _held(folder / ".lock"):
+    if held(folder / ".lock"):
         return State(folder.name, "running", at, steps)
     return State(folder.name, "stopped" if at.step else "waiting", at, steps)
 
 
-def _held(lock: Path) -> bool:
+def held(lock: Path) -> bool:
     """Whether a process trains in the folder."""
     try:
         with lock.open() as file:

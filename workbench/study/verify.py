@@ -301,12 +301,12 @@ def replayed(folder: Path, run: Run, steps: int) -> Iterator[Finding]:
         )
     except (ValueError, OSError) as error:  # a corpus that is not here
         yield Finding(f"{run.name}: its data's recipe gives its token stream", None, str(error))
-    from workbench.study.execute import environment as variables
+    from workbench.study.launch import environment as variables
 
     cpus, flags = run.environment.get("cpus"), run.environment.get("xla_flags", "")
     here = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     cores = tuple(here[:cpus]) if cpus and cpus <= len(here) else ()
-    given = os.environ | variables(cores) | {"XLA_FLAGS": flags}
+    given = os.environ | variables(len(cores)) | {"XLA_FLAGS": flags}
     if run.environment.get("devices") and set(run.environment["devices"]) == {"cpu"}:
         given["JAX_PLATFORMS"] = "cpu"
     done = subprocess.run(
