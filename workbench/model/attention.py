@@ -63,6 +63,19 @@ class Attention(nnx.Module):
         self, x: Float[Array, "B T D"], state: AttentionState | None, where: Where
     ) -> tuple[Float[Array, "B T D"], AttentionState | None, dict]:
         batch, time, _ = x.shape
+        q, k, v, window = self.projected(x, state, where)
+        if state is None:
+            y = attend(q, k, v, where.segments, self.config.window)
+        else:
+            y, state = self._with_cache(q, k.swapaxes(1, 2), v.swapaxes(1, 2), state._replace(window=window), where)
+        bias = self.out_bias[...] if self.config.out_bias else None
+        return product(y.reshape(batch, time, -1), self.out[...], bias=bias), state, {}
+
+    def projected(
+        self, x: Float[Array, "B T D"], state: AttentionState | None, where: Where
+    ) -> tuple[Float[Array, "B T H K"], Float[Array, "B T G K"], Float[Array, "B T G K"], Float[Array, "B W C"] | None]:
+        """Queries, keys and values, rotated where they are to be, and the convolution's window after them."""
+        batch, time, _ = x.shape
         qkv = product(x, self.qkv[...], bias=self.qkv_bias[...] if self.config.qkv_bias else None)
         window = None
         if self.config.conv:
@@ -89,12 +102,7 @@ class Attention(nnx.Module):
                 self.config.rotary_scaling,
             )
             q, k = rotate(q, angles), rotate(k, angles)
-        if state is None:
-            y = attend(q, k, v, where.segments, self.config.window)
-        else:
-            y, state = self._with_cache(q, k.swapaxes(1, 2), v.swapaxes(1, 2), state._replace(window=window), where)
-        bias = self.out_bias[...] if self.config.out_bias else None
-        return product(y.reshape(batch, time, -1), self.out[...], bias=bias), state, {}
+        return q, k, v, window
 
     def _with_cache(self, q, k, v, state: AttentionState, where: Where):
         """What the queries read of the cache and of this call's keys, and the state with these in it.

@@ -22,6 +22,18 @@ class MambaState(NamedTuple):
     window: Float[Array, "B W I"]
 
 
+class MambaScan(NamedTuple):
+    """What the scan is made of, in its order."""
+
+    x: Float[Array, "B T I"]
+    dt: Float[Array, "B T I"]
+    A: Float[Array, "I N"]
+    B: Float[Array, "B T N"]
+    C: Float[Array, "B T N"]
+    D: Float[Array, " I"]
+    z: Float[Array, "B T I"]
+
+
 class Mamba(nnx.Module):
     """[x | z] = in(u); x = silu(conv(x)); dt, B, C from x; y = out(scan(x, dt, A, B, C) * silu(z))."""
 
@@ -45,9 +57,18 @@ class Mamba(nnx.Module):
     def __call__(
         self, u: Float[Array, "B T D"], state: MambaState | None, where: Where
     ) -> tuple[Float[Array, "B T D"], MambaState | None, dict]:
+        given, window = self.scanned(u, state, where)
+        y, scan = selective_scan(*given, None if state is None else state.scan, where.segments, where.carried)
+        state = None if state is None else MambaState(scan, window)
+        return product(y, self.out[...], bias=self.out_bias[...] if self.config.bias else None), state, {}
+
+    def scanned(
+        self, u: Float[Array, "B T D"], state: MambaState | None, where: Where
+    ) -> tuple[MambaScan, Float[Array, "B W I"]]:
+        """What the scan is given, and the convolution's window after it."""
         dtype = u.dtype
-        bias = self.config.bias
-        x, z = jnp.split(product(u, self.enter[...], bias=self.enter_bias[...] if bias else None), 2, axis=-1)
+        enter_bias = self.enter_bias[...] if self.config.bias else None
+        x, z = jnp.split(product(u, self.enter[...], bias=enter_bias), 2, axis=-1)
         x, window = causal_conv1d(
             x,
             self.conv[...].astype(dtype),
@@ -60,20 +81,7 @@ class Mamba(nnx.Module):
         low, B, C = jnp.split(product(x, self.x[...]), [self.rank, self.rank + self.config.state], axis=-1)
         dt = wide(product(low, self.dt[...]))
         dt = jax.nn.softplus(dt + along_last(self.dt_bias[...], dt))
-        y, scan = selective_scan(
-            x,
-            dt,
-            -jnp.exp(self.A_log[...]),
-            B,
-            C,
-            self.D[...],
-            z,
-            None if state is None else state.scan,
-            where.segments,
-            where.carried,
-        )
-        state = None if state is None else MambaState(scan, window)
-        return product(y, self.out[...], bias=self.out_bias[...] if bias else None), state, {}
+        return MambaScan(x, dt, -jnp.exp(self.A_log[...]), B, C, self.D[...], z), window
 
     def initial_state(self, batch: int, capacity: int, dtype) -> MambaState:
         return MambaState(

@@ -22,6 +22,17 @@ class Mamba2State(NamedTuple):
     window: Float[Array, "B W C"]
 
 
+class Mamba2Scan(NamedTuple):
+    """What the scan is made of, in its order."""
+
+    x: Float[Array, "B T H P"]
+    dt: Float[Array, "B T H"]
+    A: Float[Array, " H"]
+    B: Float[Array, "B T G N"]
+    C: Float[Array, "B T G N"]
+    D: Float[Array, " H"]
+
+
 class Mamba2(nnx.Module):
     """[z | x | B | C | dt] = in(u); [x | B | C] = silu(conv(.)); y = out(norm(ssd(x, dt, A, B, C) * silu(z))).
 
@@ -48,10 +59,20 @@ class Mamba2(nnx.Module):
     def __call__(
         self, u: Float[Array, "B T D"], state: Mamba2State | None, where: Where
     ) -> tuple[Float[Array, "B T D"], Mamba2State | None, dict]:
+        given, z, window = self.scanned(u, state, where)
+        y, scan = ssd(*given, None if state is None else state.scan, where.segments, where.carried)
+        gated = y.reshape(z.shape) * jax.nn.silu(z)
+        y = rms_norm(gated, self.norm_scale[...], self.config.groups, self.config.norm_epsilon)
+        state = None if state is None else Mamba2State(scan, window)
+        return product(y, self.out[...], bias=self.out_bias[...] if self.config.bias else None), state, {}
+
+    def scanned(
+        self, u: Float[Array, "B T D"], state: Mamba2State | None, where: Where
+    ) -> tuple[Mamba2Scan, Float[Array, "B T I"], Float[Array, "B W C"]]:
+        """What the scan is given, the gate z, and the convolution's window after it."""
         batch, time, _ = u.shape
         dtype, groups, size = u.dtype, self.config.groups, self.config.state
-        bias = self.config.bias
-        entered = product(u, self.enter[...], bias=self.enter_bias[...] if bias else None)
+        entered = product(u, self.enter[...], bias=self.enter_bias[...] if self.config.bias else None)
         z, xBC, dt = jnp.split(entered, [self.inner, self.inner + self.channels], axis=-1)
         xBC, window = causal_conv1d(
             xBC,
@@ -66,21 +87,9 @@ class Mamba2(nnx.Module):
         dt = jax.nn.softplus(wide(dt) + along_last(self.dt_bias[...], dt))
         if self.config.dt_limit is not None:
             dt = jnp.clip(dt, *self.config.dt_limit)
-        y, scan = ssd(
-            x.reshape(batch, time, self.heads, -1),
-            dt,
-            -jnp.exp(self.A_log[...]),
-            B.reshape(batch, time, groups, size),
-            C.reshape(batch, time, groups, size),
-            self.D[...],
-            None if state is None else state.scan,
-            where.segments,
-            where.carried,
-        )
-        gated = y.reshape(batch, time, self.inner) * jax.nn.silu(z)
-        y = rms_norm(gated, self.norm_scale[...], groups, self.config.norm_epsilon)
-        state = None if state is None else Mamba2State(scan, window)
-        return product(y, self.out[...], bias=self.out_bias[...] if bias else None), state, {}
+        x = x.reshape(batch, time, self.heads, -1)
+        B, C = (each.reshape(batch, time, groups, size) for each in (B, C))
+        return Mamba2Scan(x, dt, -jnp.exp(self.A_log[...]), B, C, self.D[...]), z, window
 
     def initial_state(self, batch: int, capacity: int, dtype) -> Mamba2State:
         return Mamba2State(
