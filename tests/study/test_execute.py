@@ -12,6 +12,7 @@ import pytest
 from workbench.study import execute, launch, progress
 from workbench.study.experiment import load
 from workbench.study.extend import extended
+from workbench.train import cluster
 
 EXPERIMENT = '''"""Does the executor run what it is told to run?"""
 
@@ -256,3 +257,25 @@ def test_stopping_says_that_the_same_command_resumes_and_leaves_no_process(tmp_p
     sizes = {path: path.stat().st_size for path in tmp_path.glob("runs/small/*/timing.jsonl")}
     time.sleep(0.3)
     assert sizes and sizes == {path: path.stat().st_size for path in sizes}
+
+
+def test_a_process_of_a_cluster_that_is_not_the_first_takes_part_in_what_is_left_and_writes_nothing(ran, monkeypatch):
+    """Its runs in the order of the first process's; a failing one does not keep it from the next."""
+    experiment, _ = ran
+    before = {path: path.stat().st_mtime_ns for path in experiment.folder.rglob("*")}
+    asked = []
+
+    def notebook(source, target, parameters, **_):
+        asked.append((Path(parameters["folder"]).name, parameters["wandb"], parameters["layout"]))
+        assert json.loads(Path(parameters["config"]).read_text())["arm"] == "bad"
+        assert experiment.folder not in target.parents
+        raise ValueError("here too")
+
+    monkeypatch.setattr(execute, "run_notebook", notebook)
+    for name, value in zip(cluster.PLAIN, ("localhost:1", "2", "1"), strict=True):
+        monkeypatch.setenv(name, value)
+    outcome = execute.run(experiment, layout="data=2")
+    bad = next(run.name for run in experiment.runs if run.arm == "bad")
+    assert asked == [(bad, "disabled", "data=2")]
+    assert outcome.report is None and outcome.failures == [(bad, "ValueError: here too")]
+    assert before == {path: path.stat().st_mtime_ns for path in experiment.folder.rglob("*")}
