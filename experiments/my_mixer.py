@@ -1,7 +1,7 @@
 """Question: how does a mixer of my own compare with the arms of phonebook.py, on the same data, seeds and parameters?
 Command: copy this file, change both classes, `workbench check FILE` until all holds, then `workbench run FILE`
-Cost: that of phonebook.py and a quarter more; writing the mixer: 15 minutes.
-Answer: an example; not run yet."""
+Cost: that of phonebook.py and a quarter more (21 minutes on two cores); writing the mixer: 15 minutes.
+Answer: this one, with 64 numbers a layer to remember, is not trained on phone books; on text Mamba-2 is ahead of it."""
 
 from dataclasses import dataclass
 from pathlib import Path
