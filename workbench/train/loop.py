@@ -110,7 +110,7 @@ def _train(run, folder, evaluators, layout, progress, tracker, on_step) -> dict[
         return {name: evaluator(model, split) for name, evaluator in evaluators.items()}
 
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(contextlib.closing(checkpoint.open_checkpoints(folder)))
+        checkpoints = stack.enter_context(contextlib.closing(checkpoint.open_checkpoints(folder, run.keep)))
         model, opt_state, position = _start(run, folder, checkpoints)
         if mesh is not None:
             stack.enter_context(jax.set_mesh(mesh))
@@ -158,7 +158,7 @@ def _train(run, folder, evaluators, layout, progress, tracker, on_step) -> dict[
                 last = done == run.steps
                 evaluating = last or _due(done, run.evaluate_every)
                 logging = evaluating or _due(done, run.log_every)
-                saving = last or stopping or _due(done, run.checkpoint_every)
+                saving = last or stopping or _due(done, run.checkpoint_every) or done in run.keep
                 if not (logging or saving):
                     continue
                 values = _look(waiting, position, begun, bar, on_step)
@@ -226,8 +226,7 @@ def _start(run: RunConfig, folder: Path, checkpoints) -> tuple[Any, Any, Positio
     if found is None:
         position = Position()
         if run.parent is not None:
-            model, parent = inherit(run, folder, model)
-            position.parents.append(parent)
+            model, opt_state, position = inherit(run, folder, model, opt_state)
         write_json(folder / "initial.json", audit(model))
         return model, opt_state, position
     return checkpoint.put(model, found.model), checkpoint.put(opt_state, found.optimizer), found.position
