@@ -10,7 +10,7 @@ from workbench.command import main
 
 COMMANDS = (
     "run", "report", "status", "seeds", "diff", "verify", "sizes", "plan", "evaluate", "speed", "generate", "serve",
-    "extend", "estimate", "check",
+    "extend", "branch", "estimate", "check",
 )  # fmt: skip
 
 

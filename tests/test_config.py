@@ -237,6 +237,7 @@ OTHER = {  # another legal value for the fields where adding one is not
     "optimizer.schedule": "wsd",
     "z_loss": 1e-4,
     "role": "long",
+    "keep": (2, 3),
 }
 
 

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -350,6 +350,24 @@ Prints a JSON object. A study extends its runs in its file: workbench.study.exte
     each.add_argument("--wandb", choices=("online", "offline", "disabled"), default="offline", help="default: offline")
 
     each = command(
+        "branch",
+        _branch,
+        "continue a run from any kept step to another end, as a run of its own beside it",
+        """examples:
+  workbench branch runs/text/text-hybrid-s1-1a2b3c4d@2000 --steps 2500       decay from step 2000 to the end at 2500
+  workbench branch runs/text/text-mamba-s1-9c0d1e2f@400 optimizer.clip=0.5   the same steps again, something changed
+
+Starts from weights, optimizer and place in the data after the step; the same command resumes. Where only the end of a
+warm-up-stable-decay run is another (--steps), it is the run of so many steps from the start, bit for bit. Kept are a
+run's last checkpoints and those of the steps that its field keep names (keep=500,1000).
+Prints a JSON object. A study branches its runs in its file: workbench.study.extend.branched.""",
+    )
+    each.add_argument("parent", metavar="RUN_FOLDER@STEP")
+    each.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="changes to the new run")
+    each.add_argument("--steps", type=int, default=0, help="of all its updates (default: those of the run)")
+    each.add_argument("--wandb", choices=("online", "offline", "disabled"), default="offline", help="default: offline")
+
+    each = command(
         "import",
         _import,
         "make a run folder of a released model",
@@ -577,11 +595,26 @@ def _lm_eval(folders: list[str], names: str, overrides: list[str], step: int | s
 
 def _extend(given: argparse.Namespace) -> int:
     from workbench.study.extend import extend
-    from workbench.train.loop import TrainingFailed
 
     names = ("length", "steps", "tokens", "batch", "rotary_base", "overrides", "wandb")
+    return _gone_on(lambda: extend(given.folder, **{name: getattr(given, name) for name in names}))
+
+
+def _branch(given: argparse.Namespace) -> int:
+    from workbench.study.extend import branch
+
+    folder, at, step = given.parent.rpartition("@")
+    if not (at and step.isdigit()):
+        raise ValueError(f"{given.parent!r} names no step; give RUN_FOLDER@STEP, such as {given.parent}@500")
+    options = {"steps": given.steps, "overrides": given.overrides, "wandb": given.wandb}
+    return _gone_on(lambda: branch(folder, int(step), **options))
+
+
+def _gone_on(train: Callable[[], tuple[Path, dict[str, Any]]]) -> int:
+    from workbench.train.loop import TrainingFailed
+
     try:
-        place, result = extend(given.folder, **{name: getattr(given, name) for name in names})
+        place, result = train()
     except TrainingFailed as error:
         print(error, file=sys.stderr)
         return 1

@@ -594,15 +594,19 @@ def task_name(data: Any) -> str:
     return kind if kind in RECALL else name.removesuffix("Config").lower()
 
 
-ROLES = ("result", "tuning", "control", "state", "long", "extended")
+ROLES = ("result", "tuning", "control", "state", "long", "extended", "branched")
 
 
 @dataclass(frozen=True)
 class Parent:
-    """The finished run whose last weights a run starts from (see workbench.study.extend)."""
+    """The run that another goes on from: from its last weights, or from all of its state after a step.
+
+    See workbench.study.extend.
+    """
 
     run: str  # its folder, as seen from the study's: of a run of the same study its name
-    weights_hash: str = ""  # those weights and no others; "" for what that run ended with
+    weights_hash: str = ""  # those weights and no others; "" for what that run has
+    step: int = later(0)  # whose checkpoint, weights, optimizer and place in the data; 0 for its last weights alone
 
 
 @dataclass(frozen=True)
@@ -624,6 +628,7 @@ class RunConfig:
     role: str = "result"  # what the report does with it, of ROLES; long: twice the steps, extended: longer sequences
     control_of: str = ""  # of a control: the arm that it differs from, in one thing
     parent: Parent | None = later(None)  # noqa: RUF009 - whose weights it starts from, instead of `seed`'s
+    keep: tuple[int, ...] = later(())  # steps whose checkpoints stay, for runs that branch there
 
     def __post_init__(self):
         if self.role not in ROLES:
@@ -633,8 +638,10 @@ class RunConfig:
                 f"arm {self.arm!r} has role={self.role!r} and control_of={self.control_of!r}; "
                 "a control, and nothing else, names the arm that it differs from"
             )
-        if self.role == "extended" and self.parent is None:
-            raise ValueError(f"arm {self.arm!r} has role='extended' and no parent; workbench.study.extend names it")
+        if self.role in ("extended", "branched") and self.parent is None:
+            raise ValueError(f"arm {self.arm!r} has role={self.role!r} and no parent; workbench.study.extend names it")
+        if self.parent is not None and self.parent.step >= self.steps:
+            raise ValueError(f"steps is {self.steps}, and it branches off at step {self.parent.step}; give more steps")
         if not self.arm or set(self.arm) & set("/\\\n") or self.arm.startswith("."):
             raise ValueError(
                 f"arm {self.arm!r} becomes part of a folder's name; leave out / and \\, and a dot in front"

@@ -20,10 +20,10 @@ from workbench.config import ModelConfig, OptimizerConfig, PhonebookConfig, Phon
 
 
 def runs(scale):
-    return [RunConfig("small", arm, ModelConfig(pattern, 16, 76), PhonebookConfig(entries=(2,), length=16, batch=2),
+    return [RunConfig("small", arm, ModelConfig(pattern, 16, 76), PhonebookConfig(entries=(2,), length=17, batch=2),
                       PhonebookEvaluation(entries=(2,), books=2, queries=1), OptimizerConfig(), seed,
-                      40 + seed, log_every=20)
-            for seed in (1, 2, 3) for arm, pattern in (("one", "-"), ("two", "--"))]
+                      40 + seed, log_every=20, role="control" if of else "result", control_of=of)
+            for seed in (1, 2, 3) for arm, pattern, of in (("one", "-", ""), ("two", "--", "one"))]
 '''
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -20,8 +21,10 @@ from workbench.config import (
 from workbench.data.digest import chain
 from workbench.model.language_model import create
 from workbench.model.names import named, restored
-from workbench.study.extend import extend, extended
-from workbench.train.checkpoint import load_model, weights_hash
+from workbench.study.estimate import kept_bytes
+from workbench.study.extend import branch, branched, extend, extended
+from workbench.study.replay import replay
+from workbench.train.checkpoint import hashes, load, load_model, weights_hash
 from workbench.train.loop import train
 from workbench.train.loss import loss
 from workbench.train.optimizer import schedule
@@ -207,3 +210,76 @@ def test_an_unfinished_run_cannot_be_extended(trained, tmp_path):
     with pytest.raises(ValueError, match="holds no finished run"):
         extend(place, length=32, steps=1, **QUIET)
     assert list(tmp_path.iterdir()) == [place]
+
+
+# ---- branches
+
+STABLE = OptimizerConfig(learning_rate=1e-2, schedule="wsd", warmup=0.25, cooldown=0.25)
+
+
+@pytest.fixture(scope="module")
+def trunk(tmp_path_factory):
+    """A run of 8 steps with a stable rate from step 2 to 6, and its branch at step 3, kept, to an end at 5."""
+    study = tmp_path_factory.mktemp("study")
+    run = a_run("-", optimizer=STABLE, steps=8, keep=(3,), log_every=2, checkpoint_every=4)
+    train(run, study / run.name, evaluators(run), **QUIET)
+    place, result = branch(study / run.name, 3, steps=5, **QUIET)
+    return SimpleNamespace(run=run, folder=study / run.name, place=place, result=result)
+
+
+def test_a_branch_is_the_run_of_its_steps_from_the_start_bit_for_bit(trunk, tmp_path):
+    run = from_json(json.loads((trunk.place / "config.json").read_text()))
+    whole = dataclasses.replace(run, role="result", parent=None)
+    result = train(whole, tmp_path / whole.name, evaluators(whole), **QUIET)
+    for name in ("weights_hash", "digest", "tokens", "steps", "final_loss", "evaluation"):
+        assert trunk.result[name] == result[name], name
+    rows = [folder / "metrics.jsonl" for folder in (trunk.place, tmp_path / whole.name)]
+    assert rows[0].read_bytes() == rows[1].read_bytes()
+
+
+def test_a_branchs_record_names_the_step_and_its_schedule_decays_from_there(trunk):
+    run = from_json(json.loads((trunk.place / "config.json").read_text()))
+    (line,) = trunk.result["parents"]
+    assert line == {"run": trunk.run.name, "step": 3, "weights_hash": run.parent.weights_hash, "relation": "branched"}
+    assert (run.role, run.steps, trunk.place.parent) == ("branched", 5, trunk.folder.parent.resolve())
+    before, after = (schedule(config.optimizer, config.steps) for config in (trunk.run, run))
+    assert [float(after(i)) for i in range(3)] == pytest.approx([float(before(i)) for i in range(3)])
+    assert float(after(4)) == pytest.approx(0.1 * 1e-2)
+    assert 0.1 * 1e-2 < float(after(3)) < 1e-2
+
+
+def test_a_branch_that_changes_nothing_repeats_its_run(trunk):
+    place, result = branch(trunk.folder, 4, **QUIET)
+    assert place != trunk.folder
+    assert result["weights_hash"] == json.loads((trunk.folder / "result.json").read_text())["weights_hash"]
+
+
+def test_a_branch_is_replayed_from_where_it_left_its_parent(trunk):
+    findings = list(replay(trunk.place, 2))
+    assert all(holds for _, holds, _ in findings), findings
+    assert findings[0][0] == "2 steps again from the start" and "steps 4, 5" in findings[0][2]
+
+
+def test_what_cannot_be_branched_is_refused(trunk, tmp_path):
+    cosine = a_run(steps=8)
+    to = functools.partial(branched, trunk.run)
+    for attempt, says in (
+        (
+            lambda: branched(cosine, 4, steps=6),
+            "schedule 'cosine', whose rate at step 4 depends on where it was to end",
+        ),
+        (lambda: to(1, steps=4), "a stable rate from step 2 to 6; branch there, not at 1"),
+        (lambda: to(7, steps=9), "a stable rate from step 2 to 6; branch there, not at 7"),
+        (lambda: to(5, steps=5), "before the new end, not at 5"),
+        (lambda: branch(trunk.folder, 2, steps=4), "no checkpoint of step 2; it has 3, 4, 8"),
+        (lambda: branch(trunk.folder, 3, overrides=["data.batch=4"], **QUIET), "cannot change data.batch: 6 -> 4"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            attempt()
+    assert branched(cosine, 4).optimizer == cosine.optimizer
+
+
+def test_the_disk_that_an_estimate_tells_is_what_the_checkpoints_hold(trunk):
+    held = [load(trunk.folder, step)[1] for step in hashes(trunk.folder)]
+    found = sum(array.nbytes for each in held for array in (*each.model.values(), *each.optimizer.values()))
+    assert kept_bytes(trunk.run) == pytest.approx(found, abs=64)  # and a few counters

@@ -60,9 +60,10 @@ table = "".join(f"{path.parent.name} {json.loads(path.read_text())['final_loss']
 # A cluster of this machine: what submitit calls, and no more. A job is a process group of its own.
 SLURM = {
     "sbatch": """
-        id=$(($(ls "$SLURM_HERE" | wc -l) + 1)); touch "$SLURM_HERE/$id"
-        SLURM_JOB_ID=$id setsid bash "$1" >/dev/null 2>&1 & echo $! >"$SLURM_HERE/$id"
-        echo "Submitted batch job $id" """,
+        id=$(($(ls "$SLURM_HERE" | wc -l) + 1)); touch "$SLURM_HERE/$id"; cp "$1" "$SLURM_HERE/../script-$id"
+        scontrol requeue $id; echo "Submitted batch job $id" """,
+    "scontrol": """
+        SLURM_JOB_ID=$2 setsid bash "$SLURM_HERE/../script-$2" >/dev/null 2>&1 & echo $! >"$SLURM_HERE/$2" """,
     "srun": """while [ "${1#--}" != "$1" ]; do case $1 in --output|--error) shift;; esac; shift; done; exec "$@" """,
     "scancel": """kill -TERM -- "-$(cat "$SLURM_HERE/$1")" """,
     "sacct": """
@@ -147,6 +148,23 @@ def test_a_killed_driver_is_followed_by_another_and_all_launchers_leave_the_same
         assert execute.run(load(alone)).failures == []
     assert left(path) == left(alone)
     assert len(left(path)) == 10
+
+
+@pytest.mark.slow
+def test_a_job_that_meets_its_time_limit_is_queued_again_and_goes_on(tmp_path, cluster):
+    path = laid_out(tmp_path / "study", 2000)
+    process = driver(path, "slurm")
+    until = time.monotonic() + 120
+    while (
+        not (started := list((tmp_path / "study").glob("runs/small/*-s0-*/metrics.jsonl"))) and time.monotonic() < until
+    ):
+        time.sleep(0.1)
+    os.killpg(int((cluster / "1").read_text()), signal.SIGUSR2)  # what SLURM sends 90 seconds before the end
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    assert len((started[0].parent / "starts").read_text().split()) == 2 and len(list(cluster.iterdir())) == 3
+    steps = [json.loads(line)["step"] for line in started[0].read_text().splitlines()]
+    assert steps == list(range(20, 2001, 20))
 
 
 @pytest.mark.slow

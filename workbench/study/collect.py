@@ -317,7 +317,7 @@ def study_json(study: Study) -> dict[str, Any]:
         tasks[task] = {
             "arms": arms,
             "checks": [check._asdict() for check in judge.checks(study, task)],
-            "others": [_record(run) for run in study.select("long", "state", "extended", task=task)],
+            "others": [_record(run) for run in study.select("long", "state", "extended", "branched", task=task)],
             "tuning_runs": len(study.select("tuning", task=task)),
         }
     return {

@@ -40,11 +40,8 @@ def measure(experiment: Experiment, jobs: int | None = None) -> dict[str, int]:
     alike = shapes(experiment.runs, cores)
     new = [runs[0] for runs in alike if progress.cost_name(runs[0], cores) not in costs]
     with tempfile.TemporaryDirectory() as place:
-        short = [
-            replace(run, steps=STEPS, log_every=STEPS, evaluate_every=0, keep=(), parent=None, role="tuning")
-            for run in new
-        ]
-        short = [replace(run, control_of="") for run in short]
+        plain = {"role": "tuning", "control_of": "", "parent": None, "keep": (), "evaluate_every": 0}
+        short = [replace(run, steps=STEPS, log_every=STEPS, **plain) for run in new]
         failures = execute(replace(experiment, folder=Path(place)), short, jobs=jobs, wandb="disabled") if short else []
     if failures:
         raise ValueError(f"{failures[0].run} cannot be measured: {failures[0].error}")

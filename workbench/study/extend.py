@@ -1,7 +1,11 @@
-"""Length extension: a finished run goes on at longer sequences, as a run of its own.
+"""Runs that go on from others, as runs of their own: from the end at longer sequences, or from any step to another end.
 
-Any model can: recurrences, and attention without positions, as they are; rotary attention with a higher base, which
-turns the slow angles less over the new distances (Xiong et al. 2023, arXiv:2309.16039, section 2.1).
+Extended at longer sequences, any model can be: recurrences, and attention without positions, as they are; rotary
+attention with a higher base, which turns the slow angles less over the new distances (Xiong et al. 2023,
+arXiv:2309.16039, section 2.1).
+
+Branched, a run with warm-up, stable rate and decay ends at several budgets for the price of the longest and the decays
+(Haegele et al. 2024, arXiv:2405.18392): each branch is, bit for bit, the run of that budget trained from the start.
 """
 
 from __future__ import annotations
@@ -65,6 +69,40 @@ def extended(
     )
 
 
+def branched(run: RunConfig, step: int, *, steps: int = 0) -> RunConfig:
+    """The run that goes on from this one's state after `step` updates; an experiment's runs() lists both.
+
+    steps: of all its updates, by default as many as this run's, which it then repeats unless something else is changed.
+    With another number the rate must have been stable: what is left from `step` on is the decay. The run keeps the
+    checkpoint where it is one of its last, or its `keep` names the step.
+    Raises ValueError for a step that it does not have, and for another end of a rate that was not stable.
+    """
+    if not 0 < step <= run.steps or step >= (steps or run.steps):
+        raise ValueError(f"{run.name} has {run.steps} steps; branch at one of them, before the new end, not at {step}")
+    optimizer = run.optimizer
+    if steps and steps != run.steps:
+        warmup, decay = optimizer.warmup_steps(run.steps), round(optimizer.cooldown * run.steps)
+        if optimizer.schedule != "wsd":
+            raise ValueError(
+                f"{run.name} has the schedule {optimizer.schedule!r}, whose rate at step {step} depends on where it "
+                "was to end; train it with optimizer.schedule=wsd to branch to another number of steps"
+            )
+        if not warmup <= step <= run.steps - decay:
+            raise ValueError(
+                f"{run.name} has a stable rate from step {warmup} to {run.steps - decay}; branch there, not at {step}"
+            )
+        optimizer = replace(optimizer, warmup=warmup / steps, cooldown=(steps - step) / steps)
+    return replace(
+        run,
+        steps=steps or run.steps,
+        optimizer=optimizer,
+        role="branched",
+        control_of="",
+        keep=(),
+        parent=Parent(run.name, step=step),
+    )
+
+
 def extend(
     folder: Path | str,
     *,
@@ -82,14 +120,38 @@ def extend(
     overrides: `name=value` changes of the new run. options: of workbench.train.loop.train.
     Raises ValueError, before anything is written, for a run that is not finished, and what `extended` raises.
     """
-    from workbench.study.experiment import task
-    from workbench.train.loop import train
-
     folder = Path(folder).resolve()
     saved, result = (read_json(folder / name) for name in ("config.json", "result.json"))
     if saved is None or result is None or result["status"] != "finished":
         raise ValueError(f"{folder} holds no finished run, and no other can be extended; give a run's folder")
     run = extended(from_json(saved), length, steps=steps, tokens=tokens, batch=batch, rotary_base=rotary_base)
-    run = override(replace(run, parent=Parent(folder.name, result["weights_hash"])), *overrides)
+    return _trained(folder, replace(run, parent=Parent(folder.name, result["weights_hash"])), overrides, options)
+
+
+def branch(
+    folder: Path | str, step: int, *, steps: int = 0, overrides: Sequence[str] = (), **options: Any
+) -> tuple[Path, dict[str, Any]]:
+    """Continues the run of a folder, finished or not, from a kept step (see `branched`), and returns as `extend` does.
+
+    Raises ValueError for a step without a checkpoint, naming those that there are, and what `branched` raises.
+    """
+    from workbench.train.checkpoint import hashes
+
+    folder = Path(folder).resolve()
+    saved, kept = read_json(folder / "config.json"), hashes(folder)
+    if saved is None or step not in kept:
+        raise ValueError(f"{folder} has no checkpoint of step {step}; it has {', '.join(map(str, kept)) or 'none'}")
+    run = branched(from_json(saved), step, steps=steps)
+    return _trained(folder, replace(run, parent=Parent(folder.name, kept[step], step)), overrides, options)
+
+
+def _trained(
+    folder: Path, run: RunConfig, overrides: Sequence[str], options: dict[str, Any]
+) -> tuple[Path, dict[str, Any]]:
+    """The run, with its overrides, beside its parent's folder."""
+    from workbench.study.experiment import task
+    from workbench.train.loop import train
+
+    run = override(run, *overrides)
     place = folder.parent / run.name
     return place, train(run, place, {task(run): run.evaluation.build(run)}, **options)

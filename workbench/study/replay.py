@@ -47,16 +47,17 @@ def replay(folder: Path, steps: int) -> Iterator[tuple[str, bool | None, str]]:
     recorded = {row["step"]: row for row in read_rows(folder / "metrics.jsonl")}
     weights = hashes(folder)
     initial = read_json(folder / "initial.json")
-    before_the_end = [step for step in weights if step < run.steps]
-    for start in (0, *random.sample(before_the_end, min(1, len(before_the_end)))):
-        origin = f"the checkpoint of step {start}" if start else "the start"
+    first = run.parent.step if run.parent is not None else 0  # what a branch shares with its parent is its parent's
+    before_the_end = [step for step in weights if first < step < run.steps]
+    for start in (first, *random.sample(before_the_end, min(1, len(before_the_end)))):
+        origin = f"the checkpoint of step {start}" if start > first else "the start"
         what = f"{min(steps, run.steps - start)} steps again from {origin}"
         try:
             rows, made, began = _again(run, folder, start, start + steps)
         except TrainingFailed as error:
             yield what, False, str(error)
             continue
-        found = differences(initial["parameters"], began["parameters"]) if initial and not start else []
+        found = differences(initial["parameters"], began["parameters"]) if initial and start == first else []
         seen = sorted(rows.keys() & recorded.keys())
         for step in seen:
             both = ({k: row[step][k] for k in rows[step]} for row in (recorded, rows))
@@ -98,14 +99,14 @@ def _again(run: RunConfig, folder: Path, start: int, end: int) -> tuple[dict[int
         if run.parent is not None and not (beside := here.parent / run.parent.run).exists():
             beside.parent.mkdir(parents=True, exist_ok=True)
             beside.symlink_to(folder.resolve().parent / run.parent.run)
-        if start:
+        if start > (run.parent.step if run.parent is not None else 0):
             shutil.copytree(folder / "checkpoints" / str(start), here / "checkpoints" / str(start))
         try:
             fits = layout if layout.devices <= jax.device_count() else Layout()
             train(run, here, {}, layout=fits, progress=False, wandb="disabled", on_step=stop)
         except _Enough:
             pass
-        rows = {row["step"]: row for row in read_rows(here / "metrics.jsonl") if row["step"] <= end}
+        rows = {row["step"]: row for row in read_rows(here / "metrics.jsonl") if start < row["step"] <= end}
         return rows, hashes(here), read_json(here / "initial.json")
 
 

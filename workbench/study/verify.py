@@ -184,7 +184,7 @@ def begun(run: Run, folder: Path) -> list[str]:
     config = config_of(run)
     if config.parent is not None:
         return differences(
-            {"weights at the start": run.result["parents"][0]["weights_hash"]},
+            {"weights at the start": run.result["parents"][-1]["weights_hash"]},
             {"weights at the start": run.initial["weights_hash"]},
         )
     if run.result["parameters"] > LARGEST:

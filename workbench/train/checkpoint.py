@@ -12,6 +12,7 @@ import json
 import logging
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -52,13 +53,17 @@ class Checkpoint(NamedTuple):
     weights_hash: str
 
 
-def open_checkpoints(folder: Path) -> ocp.CheckpointManager:
-    """The checkpoints of a run's folder, for `save` and `latest`. Close it: that waits for the last save."""
+def open_checkpoints(folder: Path, keep: Sequence[int] = ()) -> ocp.CheckpointManager:
+    """The checkpoints of a run's folder, for `save` and `latest`; those of the steps `keep` stay.
+
+    Close it: that waits for the last save.
+    """
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells each save in a dozen lines
     policies = ocp.checkpoint_managers
     keep = policies.AnyPreservationPolicy(
         [
             policies.LatestN(KEPT),
+            policies.CustomSteps(keep),
             policies.BestN(get_metric_fn=_score_of, n=1, keep_checkpoints_without_metrics=False),
         ]
     )
@@ -145,6 +150,14 @@ def load_model(folder: Path | str, step: int | Literal["best"] | None = None) ->
 
     Raises ValueError when there is no such checkpoint, or when it is damaged.
     """
+    run, found = load(folder, step, ("model",))
+    return run, put(jax.eval_shape(lambda: create(run.model, run.seed)), found.model)
+
+
+def load(
+    folder: Path | str, step: int | Literal["best"] | None = None, items: tuple[str, ...] = ("model", "optimizer")
+) -> tuple[RunConfig, Checkpoint]:
+    """As `load_model`, with the checkpoint as it was saved."""
     folder = Path(folder)
     if not _place(folder).is_dir():
         raise ValueError(f"{folder} has no checkpoints; give the folder of a run that has been trained")
@@ -162,11 +175,9 @@ def load_model(folder: Path | str, step: int | Literal["best"] | None = None) ->
             raise ValueError(f"{folder} has no checkpoint of step {step}; it has {steps}")
         try:
             facts = _facts(checkpoints, step)
-            arrays = _read(checkpoints, step, facts, ("model",)).model
+            return from_json(facts["config"]), _read(checkpoints, step, facts, items)
         except _Damaged as damage:
             raise ValueError(f"the checkpoint of step {step} in {folder} is damaged: {damage}") from damage
-    run = from_json(facts["config"])
-    return run, put(jax.eval_shape(lambda: create(run.model, run.seed)), arrays)
 
 
 def _to_read(folder: Path) -> ocp.CheckpointManager:

@@ -138,10 +138,8 @@ def _train(run, folder, shared, evaluators, layout, progress, tracker, on_step) 
             return {name: evaluator(cluster.whole(model), split) for name, evaluator in evaluators.items()}
 
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(contextlib.closing(checkpoint.open_checkpoints(shared)))
-        model, opt_state, position = _start(run, shared, checkpoints)
-        if position.step == 0:
-            write_json(folder / "initial.json", audit(model))
+        checkpoints = stack.enter_context(contextlib.closing(checkpoint.open_checkpoints(shared, run.keep)))
+        model, opt_state, position = _start(run, folder, shared, checkpoints)
         if mesh is not None:
             model, opt_state = jax.device_put((model, opt_state), shardings((model, opt_state), mesh))
         for name in ("metrics.jsonl", "timing.jsonl"):
@@ -187,7 +185,7 @@ def _train(run, folder, shared, evaluators, layout, progress, tracker, on_step) 
                 last = done == run.steps
                 evaluating = last or _due(done, run.evaluate_every)
                 logging = evaluating or _due(done, run.log_every)
-                due = last or _due(done, run.checkpoint_every)
+                due = last or _due(done, run.checkpoint_every) or done in run.keep
                 # processes ask each other only where they wait for a step anyway
                 asked = bool(stopping) if not together else (logging or due) and cluster.from_all(len(stopping)).any()
                 saving = due or asked
@@ -253,7 +251,7 @@ def _asked_to_stop() -> Iterator[list[str]]:
             signal.signal(number, handler)
 
 
-def _start(run: RunConfig, folder: Path, checkpoints) -> tuple[Any, Any, Position]:
+def _start(run: RunConfig, folder: Path, shared: Path, checkpoints) -> tuple[Any, Any, Position]:
     """Model, optimizer's state and position: of the last checkpoint, or of a run that has not begun."""
     model = create(run.model, run.seed)
     opt_state = jax.jit(optimizer(run.optimizer, run.steps).init)(model)
@@ -261,8 +259,8 @@ def _start(run: RunConfig, folder: Path, checkpoints) -> tuple[Any, Any, Positio
     if found is None:
         position = Position()
         if run.parent is not None:
-            model, parent = inherit(run, folder, model)
-            position.parents.append(parent)
+            model, opt_state, position = inherit(run, shared.resolve().parent, folder, model, opt_state)
+        write_json(folder / "initial.json", audit(model))
         return model, opt_state, position
     return checkpoint.put(model, found.model), checkpoint.put(opt_state, found.optimizer), found.position
 

@@ -1,32 +1,60 @@
-"""A run that goes on from another's weights: taken over before its first step, and named in its record.
+"""A run that goes on from another: what it takes over before its first step, and its parent's line in its record.
 
-The optimizer's state and the schedule begin anew; once it has a checkpoint of its own, the run needs nothing else.
+Extended, it starts from the parent's last weights; optimizer and schedule begin anew. Branched, it starts from all that
+the parent was after a step: weights, optimizer, place in the data and rows of its log. Once it has a checkpoint of its
+own, the run needs nothing else.
 """
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 from workbench.config import RunConfig, differences
-from workbench.model.names import named, restored
 from workbench.record import read_json
-from workbench.train.checkpoint import load_model, weights_hash
+from workbench.train.checkpoint import Checkpoint, Position, load, put
 
 
-def inherit(run: RunConfig, folder: Path, model: Any) -> tuple[Any, dict[str, Any]]:
-    """The model with the last weights of the run's parent, and the parent's line for result.json.
+def inherit(run: RunConfig, study: Path, folder: Path, model: Any, opt_state: Any) -> tuple[Any, Any, Position]:
+    """Model, optimizer's state and position that the run starts from, its parent's line among the position's.
 
-    Raises ValueError unless the parent has finished with the weights that its result.json names (and `run.parent`,
-    where it has a hash), its model is the run's but for rotary_base, which no weight depends on, and its tokenizer too.
+    study: the folder in which the parent is. folder: where the run's own log is kept.
+
+    Raises ValueError unless the parent has the weights that `run.parent` names, where it has a hash, and its model is
+    the run's. Extended: the parent has finished with the weights that its result.json names, its tokenizer is the
+    run's, and rotary_base, which no weight depends on, may differ. Branched: its data are the run's.
     """
-    place = folder.resolve().parent / run.parent.run
+    place = study / run.parent.run
     whose = f"{run.name} starts from the weights of {place}"
+    if run.parent.step:
+        found = _branch(run, place, whose)
+        for name in ("metrics.jsonl", "timing.jsonl"):
+            shutil.copyfile(place / name, folder / name)  # of which the loop keeps what is before its first step
+        position = found.position
+        line = {"run": place.name, "step": run.parent.step, "weights_hash": found.weights_hash, "relation": "branched"}
+        position.parents.append(line)
+        return put(model, found.model), put(opt_state, found.optimizer), position
+    before, result = _extension(run, place, whose)
+    line = {"run": result["run"], "step": result["steps"], "weights_hash": result["weights_hash"]}
+    return put(model, before), opt_state, Position(parents=[line | {"relation": "extended"}])
+
+
+def _branch(run: RunConfig, place: Path, whose: str) -> Checkpoint:
+    parent, found = load(place, run.parent.step)
+    for what in ("model", "data"):
+        if changed := differences(getattr(parent, what), getattr(run, what), what):
+            raise ValueError(f"{whose} and cannot change {changed[0]}; a branch goes on with its parent's {what}")
+    _check(found.weights_hash, run.parent.weights_hash, "parent", whose)
+    return found
+
+
+def _extension(run: RunConfig, place: Path, whose: str) -> tuple[dict[str, Any], dict[str, Any]]:
     result = read_json(place / "result.json") or {}
     if result.get("status") != "finished":
         found = f"its status is {result['status']!r}" if result else "it has no result.json"
         raise ValueError(f"{whose}, which is not finished ({found}); run it first")
-    parent, before = load_model(place, result["steps"])
+    parent, before = load(place, result["steps"], ("model",))
     changed = [line for line in differences(parent.model, run.model) if ".rotary_base: " not in line]
     if changed:
         raise ValueError(f"{whose}, which is another model: {changed[0]}; only rotary_base may differ")
@@ -36,13 +64,14 @@ def inherit(run: RunConfig, folder: Path, model: Any) -> tuple[Any, dict[str, An
             f"{whose}, trained on the tokens of another tokenizer (sha256 {str(its)[:12]}, here {str(mine)[:12]}); "
             "name the same one, or sources that it is trained on to the same"
         )
-    arrays = named(before)
-    found = weights_hash(arrays)
-    for named_by, wanted in (("its result.json", result["weights_hash"]), ("parent", run.parent.weights_hash)):
-        if wanted and found != wanted:
-            raise ValueError(
-                f"{whose}, whose sha256 is {found[:12]} and not {wanted[:12]}, as {named_by} has it; bring those "
-                "weights back, or extend the run as it is now"
-            )
-    line = {"run": result["run"], "step": result["steps"], "weights_hash": found, "relation": "extended"}
-    return restored(model, arrays), line
+    _check(before.weights_hash, result["weights_hash"], "its result.json", whose)
+    _check(before.weights_hash, run.parent.weights_hash, "parent", whose)
+    return before.model, result
+
+
+def _check(found: str, wanted: str, named_by: str, whose: str) -> None:
+    if wanted and found != wanted:
+        raise ValueError(
+            f"{whose}, whose sha256 is {found[:12]} and not {wanted[:12]}, as {named_by} has it; bring those "
+            "weights back, or go on from the run as it is now"
+        )
