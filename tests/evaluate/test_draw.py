@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from workbench.evaluate import suite
-from workbench.evaluate.draw import curves, depth, draw, families, heat
+from workbench.evaluate.draw import beside, curves, depth, draw, families, heat, positions
 
 
 def row(item, right, tokens, **facts):
@@ -53,3 +53,32 @@ def test_curves_go_through_every_size_and_grey_marks_chance(folder):
 def test_figures_stand_beside_the_items_and_none_where_none_are(folder, tmp_path):
     assert [path.name for path in draw(folder)] == ["curves.png", "depth.png"]
     assert draw(tmp_path / "empty") == []
+
+
+def test_models_stand_side_by_side_a_panel_a_family(folder):
+    found = families(folder)
+    figure = beside({"one": found, "two": {"recall-copying": found["recall-copying"]}})
+    drawn = {ax.get_title(): ax for ax in figure.axes if ax.get_visible()}
+    assert set(drawn) == {"phonebook-standard", "recall-copying"}
+    curves_of = lambda ax: [line for line in ax.lines if len(line.get_xdata()) > 1 and line.get_alpha() is None]  # noqa: E731
+    (line,) = curves_of(drawn["phonebook-standard"])
+    np.testing.assert_allclose([line.get_xdata(), line.get_ydata()], [[100, 200], [60, 0]])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "two"]
+    assert len(drawn["recall-copying"].get_legend_handles_labels()[1]) == 2
+    assert beside({"one": {}}) is None
+
+
+def test_loss_past_the_length_of_training_is_hollow_and_out_of_the_shade():
+    bins = [(0, 16), (16, 32), (32, 64), (64, 128)]
+    found = {
+        "by_position": [
+            {"start": a, "end": b, "mean": 3 - i / 2, "low": 2 - i / 2, "high": 4 - i / 2, "extrapolated": b > 32}
+            for i, (a, b) in enumerate(bins)
+        ]
+    }
+    (ax,) = positions({"one": found}).axes
+    marks = [line for line in ax.lines if line.get_marker() == "o" and len(line.get_xdata()) == 1]
+    assert [line.get_markerfacecolor() == "white" for line in marks] == [False, False, True, True]
+    assert [line.get_ydata()[0] for line in marks] == [3, 2.5, 2, 1.5]
+    (shade,) = ax.patches
+    assert shade.get_x() + shade.get_width() == 32

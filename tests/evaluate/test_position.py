@@ -17,7 +17,8 @@ from workbench.config import (
     RunConfig,
     TextConfig,
 )
-from workbench.evaluate.position import bins, evaluator, long_documents
+from workbench.evaluate import position
+from workbench.evaluate.position import bins, evaluator, long_documents, of_runs
 from workbench.model.language_model import create
 from workbench.train.loss import negative_log_likelihood
 
@@ -109,3 +110,16 @@ def test_what_cannot_be_evaluated_is_refused(model, changes, says):
     run = dataclasses.replace(RUN, **changes)
     with pytest.raises(ValueError, match=says):
         evaluator(run.evaluation, run)(model, "test")
+
+
+def test_runs_are_read_once_and_one_that_cannot_be_leaves_the_others(model, found, tmp_path, monkeypatch):
+    strange = dataclasses.replace(RUN, data=PhonebookConfig())
+    runs = {"text": RUN, "book": strange}
+    monkeypatch.setattr(position, "load_model", lambda folder: (runs[folder.name], model))
+    folders = {name: tmp_path / name for name in runs}
+    for folder in folders.values():
+        folder.mkdir()
+    once = of_runs(folders, RUN.evaluation)
+    assert once["text"] == found and "is PhonebookConfig, not TextConfig" in once["book"]["error"]
+    monkeypatch.setattr(position, "_nats", None)  # whoever reads anything again fails
+    assert of_runs(folders, RUN.evaluation)["text"] == found

@@ -13,7 +13,7 @@ from workbench.config import AttentionConfig, Mamba2Config, ModelConfig
 from workbench.data.tokenizer import Bytes
 from workbench.evaluate import contamination, suite
 from workbench.evaluate import score as scores
-from workbench.evaluate.compare import compare, mcnemar, paired, sentences
+from workbench.evaluate.compare import against_first, compare, mcnemar, paired, sentences
 from workbench.evaluate.interval import clustered
 from workbench.evaluate.score import Subject, generate_until, loglikelihood
 from workbench.evaluate.tasks.item import Answer, Item
@@ -199,6 +199,15 @@ def test_overrides_change_the_tasks_that_have_the_field():
         suite.tasks(["phonebook", "recall"], ["entrys=7"])
 
 
+def test_lengths_stand_in_place_of_a_suites_own_sizes():
+    names = {task.name for task in suite.tasks(["phonebook"], ["count=3"], [256, 512])}
+    assert names == {f"phonebook-{order}-{n}-tokens" for order in ("standard", "reversed") for n in (256, 512)}
+    made = suite.tasks(["ruler-small", "recall"], lengths=[300])
+    assert {type(task) for task in made} == {Ruler} and {task.length for task in made} == {300}
+    with pytest.raises(ValueError, match="no task of recall has a length; leave lengths out"):
+        suite.tasks(["recall"], lengths=[300])
+
+
 def test_items_are_kept_apart_by_weights_and_tokenizer(subject, tmp_path):
     other = Subject(create(ModelConfig("M*", 16, 257, SYMBOLS), 1), Bytes())
     assert suite.place(subject, tmp_path) == suite.place(subject, tmp_path) != suite.place(other, tmp_path)
@@ -261,6 +270,9 @@ def test_different_questions_are_never_compared(subject, asked, tmp_path):
     assert compare(one, tmp_path, "sums") is None
     with pytest.raises(ValueError, match="not asked the same"):
         compare(one, three, "sums")
+    said = against_first({"a": one, "b": two, "c": three, "d": tmp_path}, ["sums"])
+    assert [line for line in said if line.endswith(":")] == [f"a (first) and {name} (second):" for name in "bcd"]
+    assert "no difference seen" in said[1] and "not asked the same" in said[3] and "nothing" in said[5]
 
 
 def test_the_command_prints_a_line_a_task_and_compares_two_runs(subject, asked, tmp_path, monkeypatch, capsys):

@@ -76,7 +76,7 @@ def test_a_layers_matrix_times_its_values_is_its_output_to_the_rounding_of_float
 # ---- a whole model
 
 
-@pytest.fixture(scope="module", params=["M*", pytest.param("MS*-", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["M*", "MS*-"])
 def run(request):
     data = PhonebookConfig(names=8, digits=2, entries=(2,), length=16, batch=2)
     symbols = {
@@ -108,6 +108,7 @@ def test_a_paper_asks_for_digits_that_stand_in_its_books(run, paper):
         inside.paper(dataclasses.replace(run, data=RecallConfig(symbols=8, sizes=(2,))), 3)
 
 
+@pytest.mark.slow
 def test_leaving_a_layer_out_is_reading_on_with_a_model_that_lacks_it(model, paper):
     """The book is read by the whole model, the question from its state by one whose layer gives nothing."""
     found = inside.answers(model, paper)

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from workbench.evaluate.suite import read_items
 from workbench.study import execute
 from workbench.study.experiment import load
 from workbench.study.notebook import run_notebook
@@ -32,6 +33,10 @@ pytestmark = pytest.mark.slow
 
 def pictures(notebook):
     return [out for cell in notebook.cells for out in cell.get("outputs", ()) if "image/png" in out.get("data", {})]
+
+
+def said(notebook):
+    return "".join(out.get("text", "") for cell in notebook.cells for out in cell.get("outputs", ()))
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +105,8 @@ def test_the_first_notebook_runs_from_the_root_and_from_its_own_folder(root, tmp
     monkeypatch.chdir(root / place)
     executed = run_notebook(root / "notebooks" / "start.ipynb", tmp_path / "start.ipynb", {"steps": 4})
     assert len(pictures(executed)) == 2
-    said = "".join(out.get("text", "") for cell in executed.cells[-1:] for out in cell.outputs)
-    assert all(name in said for name in ("Transformer", "Mamba", "Mamba-2", "hybrid"))
+    last = "".join(out.get("text", "") for out in executed.cells[-1].outputs)
+    assert all(name in last for name in ("Transformer", "Mamba", "Mamba-2", "hybrid"))
 
 
 def test_released_models_are_imported_and_compared_on_a_text(root, tmp_path):
@@ -121,6 +126,71 @@ def test_released_models_are_imported_and_compared_on_a_text(root, tmp_path):
             tmp_path / "out.ipynb",
             given | {"folder": str(tmp_path / "runs")},
         )
-        said = "".join(out.get("text", "") for cell in executed.cells for out in cell.get("outputs", ()))
-        assert all(said.count(name) == 3 for name in ("mamba-tied", "nemotron_h"))
-        assert said.count("on 54 bytes") == 2 and "M-M*-M-" in said
+        text = said(executed)
+        assert all(text.count(name) == 3 for name in ("mamba-tied", "nemotron_h"))
+        assert text.count("on 54 bytes") == 2 and "M-M*-M-" in text
+
+
+def test_a_state_is_looked_into_from_a_runs_folder(root, studied, tmp_path):
+    experiment, _ = studied
+    for arm, figures in (("mamba2", 4), ("transformer", 3)):  # attention has no steps
+        given = {"run": str(experiment.folder.resolve() / f"phonebook-{arm}-s0-*"), "entries": 4, "books": 8}
+        executed = run_notebook(root / "notebooks" / "inside_a_state.ipynb", tmp_path / f"{arm}.ipynb", given)
+        assert len(pictures(executed)) == figures
+        assert "of the numbers asked for in 8 unseen books of 4 entries are right" in said(executed)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """The folder of two tiny runs on text, and the cache that holds their corpus."""
+    from workbench.config import (
+        Mamba2Config,
+        ModelConfig,
+        Packages,
+        RunConfig,
+        TextConfig,
+        TextEvaluation,
+    )  # fmt: skip
+    from workbench.train.loop import train
+
+    root = tmp_path_factory.mktemp("texts")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
+        data = TextConfig((Packages(("tqdm", "pexpect", "click")),), length=64, batch=2)
+        for arm, pattern in (("transformer", "*-"), ("mamba2", "MM")):
+            model = ModelConfig(pattern, 16, data.vocabulary, {"M": Mamba2Config(state=8, head_dim=16)})
+            run = RunConfig("tiny", arm, model, data, TextEvaluation(rows=4, length=64), steps=4)
+            train(run, root / run.name, {}, progress=False, wandb="disabled")
+        yield root
+
+
+def test_phone_books_in_text_are_asked_for_once_and_compared(root, texts, tmp_path):
+    given = {"runs": [str(texts / "text-*")], "lengths": [700, 900], "count": 10}
+    path = root / "notebooks" / "phonebook.ipynb"
+    executed = run_notebook(path, tmp_path / "one.ipynb", given)
+    assert len(pictures(executed)) == 5 and "failed" not in said(executed)
+    kept = {path: read_items(path) for path in texts.glob("*/suite/*/*.parquet")}
+    assert len(kept) == 8
+    again = run_notebook(path, tmp_path / "two.ipynb", given)
+    assert "mamba2 (first) and transformer (second):" in said(again)
+    assert said(again).count("exact_match 0.000 and 0.000") == 4  # of tasks: numbers that nobody has learned to find
+    assert {path: read_items(path) for path in kept} == kept  # the seconds that each took, too
+
+
+def test_long_contexts_are_evaluated_by_task_and_by_position(root, texts, tmp_path):
+    given = {
+        "runs": [str(texts / "text-*")], "lengths": [256], "count": 2,
+        "positions": 512, "documents": 4,
+    }  # fmt: skip
+    executed = run_notebook(root / "notebooks" / "long_context.ipynb", tmp_path / "long.ipynb", given)
+    assert len(pictures(executed)) == 4
+    assert "bits per byte in the first 16 tokens" in said(executed) and "further than it was trained" in said(executed)
+    assert len(list(texts.glob("*/positions/*-4x512.json"))) == 2
+
+
+def test_a_pattern_is_tried_and_compared_with_the_run_before(root, tmp_path):
+    given = {"folder": str(tmp_path / "runs"), "steps": 4, "train": True, "width": 16}
+    path = root / "notebooks" / "explore.ipynb"
+    assert "M (" in said(run_notebook(path, tmp_path / "one.ipynb", given | {"pattern": "M"}))
+    lines = said(run_notebook(path, tmp_path / "two.ipynb", given | {"pattern": "*-"})).strip().splitlines()
+    assert {line.split(" (")[0] for line in lines[1:]} == {"M", "*-"}

@@ -7,7 +7,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from workbench.study.notebook import check_parameters, parameters, run_notebook
 
-NOTEBOOKS = ("train", "compare", "start", "inference")
+NOTEBOOKS = ("train", "compare", "start", "inference", "inside_a_state", "phonebook", "long_context", "explore")
 
 
 def written(path, *sources, tags=("parameters",)):

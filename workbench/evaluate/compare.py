@@ -6,7 +6,7 @@ It speaks of these two checkpoints. What it would say of architectures needs see
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,6 +78,22 @@ def mcnemar(one: int, other: int) -> float:
     """Exact two-sided p of `one` items that only the first had right and `other` that only the second had right."""
     least, both = min(one, other), one + other
     return min(1.0, 2 * float(special.bdtr(least, both, 0.5))) if both else 1.0
+
+
+def against_first(kept: Mapping[str, Path], tasks: Sequence[str]) -> list[str]:
+    """What folders of items say of every other model against the first, a line a task; why, where they say nothing."""
+    first, *others = kept
+    said = []
+    for other in others:
+        said.append(f"{first} (first) and {other} (second):")
+        found, refused = [], []
+        for task in tasks:
+            try:
+                found.append(compare(kept[first], kept[other], task))
+            except ValueError as why:
+                refused.append(str(why))
+        said += sentences(found) + refused or ["  nothing that both were asked"]
+    return said
 
 
 def sentences(found: Sequence[Comparison | None]) -> list[str]:

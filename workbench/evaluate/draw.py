@@ -7,11 +7,13 @@ chance is hollow and grey.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import style
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
@@ -68,25 +70,105 @@ def curves(found: dict[str, dict[int, Items]]) -> Figure | None:
             ]
             scores = [summary(rows) for rows in found[family].values()]
             metric = next(iter(scores[0]["metrics"]))
-            values = [score["metrics"][metric] for score in scores]
-            colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-            ax.plot(places, [100 * v["mean"] for v in values], color=colour, linewidth=1.6)
-            for at, value, score in zip(places, values, scores, strict=True):
-                seen = not score["at_chance"]
-                shade = colour if seen else "#8a9097"
-                if value["low"] is not None:
-                    ax.plot([at, at], [100 * value["low"], 100 * value["high"]], color=shade, linewidth=1, alpha=0.7)
-                ax.plot(at, 100 * value["mean"], marker, color=shade, markerfacecolor=shade if seen else "white")
-            ax.plot([], [], f"-{marker}", color=colour, label=f"{family.partition('-')[2]}: {metric}")
+            _curve(ax, places, scores, index, f"{family.partition('-')[2]}: {metric}")
             ticks |= {round(place) for place in places}
-        ax.set(title=suite, xlabel=along, ylabel="%", ylim=(-3, 103), xscale="log")
-        shown = [tick for index, tick in enumerate(sorted(ticks)) if len(ticks) <= 6 or index % 2 == 0]
-        ax.set_xticks(shown, [str(tick) for tick in shown])
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(True, color="#e3e6ea", linewidth=0.7)
+        ax.set(title=suite, xlabel=along, ylabel="%", ylim=(-3, 103))
+        _along(ax, ticks)
         ax.legend(fontsize=7, frameon=False)
     return figure
+
+
+def beside(found: Mapping[str, Mapping[str, dict[int, Items]]]) -> Figure | None:
+    """Models side by side, each with its families: a panel a family, a curve a model, against tokens of the prompt.
+
+    The first metric with its 95% interval, of these checkpoints. None where nothing is kept.
+    """
+    names = list(dict.fromkeys(family for families in found.values() for family in families))
+    if not names:
+        return None
+    across = min(len(names), 3)
+    down = -(-len(names) // across)
+    figure = Figure(figsize=(3.6 * across, 0.5 + 3.0 * down), layout="constrained", facecolor="white")
+    axes = list(figure.subplots(down, across, squeeze=False).flat)
+    for ax, family in zip(axes, names, strict=False):
+        ticks, metric = set(), ""
+        for index, (model, families) in enumerate(found.items()):
+            if family in families:
+                sizes = families[family].values()
+                places, scores = [_tokens(rows) for rows in sizes], [summary(rows) for rows in sizes]
+                metric = next(iter(scores[0]["metrics"])).replace("_", " ")
+                _curve(ax, [1.02**index * place for place in places], scores, index, model)  # intervals side by side
+                ticks |= {round(place) for place in places}
+        ax.set_title(family, fontsize=9)
+        ax.set(xlabel="tokens in the prompt", ylabel=f"{metric}, %", ylim=(-3, 103))
+        _along(ax, ticks)
+    for ax in axes[len(names) :]:
+        ax.set_visible(False)
+    handles = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(handles.values(), handles, loc="outside lower left", ncols=4, fontsize=8.5, frameon=False)
+    return figure
+
+
+def positions(found: Mapping[str, dict[str, Any]]) -> Figure:
+    """Bits per byte against the position in long documents (workbench.evaluate.position), a curve a model.
+
+    Hollow and past the shade: further than any row in training. Bands: 95%, over groups of these documents.
+    """
+    figure = Figure(figsize=(6.4, 3.9), layout="constrained", facecolor="white")
+    ax, ticks, trained = figure.subplots(), set(), 0
+    for index, (model, values) in enumerate(found.items()):
+        bins = values["by_position"]
+        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+        places = [(max(each["start"], 1) * each["end"]) ** 0.5 for each in bins]
+        ax.fill_between(
+            places,
+            [each["low"] for each in bins],
+            [each["high"] for each in bins],
+            color=colour,
+            alpha=0.13,
+            linewidth=0,
+        )
+        ax.plot(places, [each["mean"] for each in bins], color=colour, linewidth=1.8)
+        for at, each in zip(places, bins, strict=True):
+            ax.plot(at, each["mean"], marker, color=colour, markerfacecolor="white" if each["extrapolated"] else colour)
+        ax.plot([], [], f"-{marker}", color=colour, label=model)
+        ticks |= {each["end"] for each in bins}
+        trained = max([trained, *(each["end"] for each in bins if not each["extrapolated"])])
+    ax.set(xlabel="position in the document, tokens", ylabel="bits per byte")
+    _along(ax, ticks)
+    ax.axvspan(ax.get_xlim()[0], trained, color="#eef1f4", zorder=0, linewidth=0)
+    ax.annotate(
+        " past training", (trained, 1), xycoords=("data", "axes fraction"), fontsize=8, color="#8a9097", va="top"
+    )
+    ax.legend(fontsize=8.5, frameon=False)
+    return figure
+
+
+def _curve(ax: Axes, places: list[float], scores: list[dict[str, Any]], index: int, label: str) -> None:
+    """The first metric of summaries at their places, with its interval; hollow and grey where chance would do."""
+    values = [next(iter(score["metrics"].values())) for score in scores]
+    colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+    ax.plot(places, [100 * v["mean"] for v in values], color=colour, linewidth=1.6)
+    for at, value, score in zip(places, values, scores, strict=True):
+        seen = not score["at_chance"]
+        shade = colour if seen else "#8a9097"
+        if value["low"] is not None:
+            ax.plot([at, at], [100 * value["low"], 100 * value["high"]], color=shade, linewidth=1, alpha=0.7)
+        ax.plot(at, 100 * value["mean"], marker, color=shade, markerfacecolor=shade if seen else "white")
+    ax.plot([], [], f"-{marker}", color=colour, label=label)
+
+
+def _along(ax: Axes, ticks: set[int]) -> None:
+    """A logarithmic axis with these ticks, of many every other one."""
+    ax.set_xscale("log")
+    shown = [tick for index, tick in enumerate(sorted(ticks)) if len(ticks) <= 6 or index % 2 == 0]
+    ax.set_xticks(shown, [f"{tick}" for tick in shown])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(True, color="#e3e6ea", linewidth=0.7)
 
 
 def depth(found: dict[str, dict[int, Items]]) -> Figure | None:

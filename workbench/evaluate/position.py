@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from workbench.config import PositionEvaluation, RunConfig, TextConfig
 from workbench.data.text import TextStream
 from workbench.evaluate.text import bits_per_byte, gathered, spread, summary
 from workbench.model.language_model import LanguageModel, ModelState
+from workbench.model.names import named, weights_hash
+from workbench.record import read_json, write_json
+from workbench.train.checkpoint import load_model
 from workbench.train.loss import negative_log_likelihood
 
 STRETCH, ROWS = 256, 4  # tokens of a document read at a time, documents read side by side
@@ -79,6 +85,31 @@ def evaluator(config: PositionEvaluation, run: RunConfig) -> Callable[[LanguageM
         }
 
     return evaluate
+
+
+def of_runs(
+    folders: Mapping[str, Path], config: PositionEvaluation, *, progress: bool = False
+) -> dict[str, dict[str, Any]]:
+    """`evaluate` of each run's last checkpoint on its test split, or {"error": why} of one that cannot be read so.
+
+    Each is kept beside its run, RUN/positions/, under the hash of its weights, and read from there the next time.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, folder in tqdm(folders.items(), desc="loss by position", unit="run", disable=not progress):
+        run, model = load_model(folder)
+        weights = weights_hash({each: np.asarray(leaf) for each, leaf in named(model).items()})[:8]
+        place = Path(folder) / "positions" / f"{weights}-{config.documents}x{config.length}.json"
+        values = read_json(place)
+        if values is None:
+            try:
+                values = evaluator(config, run)(model, "test")
+            except ValueError as why:
+                found[name] = {"error": str(why)}
+                continue
+            place.parent.mkdir(exist_ok=True)
+            write_json(place, values)
+        found[name] = values
+    return found
 
 
 def bins(length: int) -> np.ndarray:

@@ -10,6 +10,7 @@ What was answered is never asked again: of an evaluation that was killed, the fi
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import time
@@ -41,11 +42,12 @@ LOT = 32  # items that are asked between two saves
 SUFFIX = ".jsonl"
 
 
-def tasks(names: Sequence[str], overrides: Sequence[str] = ()) -> list[Task]:
+def tasks(names: Sequence[str], overrides: Sequence[str] = (), lengths: Sequence[int] = ()) -> list[Task]:
     """The tasks of suites, and of files of multiple-choice questions (.jsonl), with overrides in those that have the
     field.
 
-    Raises ValueError for an unknown suite, naming the nearest, and for an override that no task has.
+    lengths: tokens of a prompt with its answer, for tasks that can be made so, in place of the suites' own sizes.
+    Raises ValueError for an unknown suite, naming the nearest, and for an override or lengths that no task has.
     """
     found: list[Task] = []
     for name in names:
@@ -66,6 +68,11 @@ def tasks(names: Sequence[str], overrides: Sequence[str] = ()) -> list[Task]:
                 missing.append(error)
         if len(missing) == len(found):
             raise next((error for error in missing if "did you mean" in str(error)), missing[0])
+    if lengths:
+        made = [dataclasses.replace(task, length=n) for n in lengths for task in found if hasattr(task, "length")]
+        if not made:
+            raise ValueError(f"no task of {', '.join(names)} has a length; leave lengths out")
+        found = list({task.name: task for task in made}.values())  # sizes that differ otherwise come to one
     found = list(dict.fromkeys(found))  # an override may have made two tasks one
     names = [task.name for task in found]
     twice = next((name for name in names if names.count(name) > 1), None)
