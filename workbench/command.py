@@ -273,6 +273,7 @@ measured by themselves first, and the predictions are written before any step is
     each.add_argument("file", metavar="FILE", help="an experiment file")
     each.add_argument("--scale", help="one of the file's SCALES (default: the first)")
     each.add_argument("--device", help="predict for h100, h200, a100 or tpu-v5e, and measure nothing")
+    each.add_argument("--prices", metavar="FILE", help='what an hour costs: {"h100": {"dollars_an_hour": 2.5}, ...}')
     each.add_argument("--batches", type=_numbers, default=(1, 8), help="sequences at a time (default: 1,8)")
     each.add_argument("--contexts", type=_numbers, default=(256, 1024, 4096, 16384, 65536), metavar="TOKENS,...")
     each.add_argument("--folder", type=Path, help="where the figures and numbers go (default: runs/STUDY-speed)")
@@ -641,7 +642,7 @@ def _speed(given: argparse.Namespace) -> None:
     models = speed.models(runs)
     folder = given.folder or Path("runs") / f"{runs[0].study}-speed"
     chosen = device(given.device) if given.device else None
-    rows = speed.speed(models, folder, chosen, batches=given.batches, contexts=given.contexts)
+    rows = speed.speed(models, folder, chosen, batches=given.batches, contexts=given.contexts, prices=given.prices)
     print(speed.table(rows, next(iter(models))))
     decoding(rows).savefig(folder / "decoding.png", dpi=150)
     print(f"figure and numbers: {folder}")

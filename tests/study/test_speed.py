@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from workbench.config import AttentionConfig, Mamba2Config, ModelConfig, from_json, load_file
-from workbench.devices import DEVICES, Device
+from workbench.devices import DEVICES, Device, priced
 from workbench.speed.predict import decode, predict
 from workbench.study import speed
 from workbench.study.collect import collect
@@ -27,6 +27,27 @@ def test_a_device_is_predicted_and_nothing_is_timed(tmp_path):
         assert (row["predicted"], row["bound"]) == (step.seconds, step.bound)
     assert json.loads((tmp_path / "predicted.json").read_text())["rows"] == rows
     assert "x transformer" in speed.table(rows, "transformer") and "measured" not in speed.table(rows, "transformer")
+
+
+def test_energy_and_cost_are_the_devices_watts_and_its_price_times_its_seconds(tmp_path):
+    (tmp_path / "prices.json").write_text('{"h100": {"dollars_an_hour": 3.6}, "this machine": {"watts": 100}}')
+    rows = speed.speed(MODELS, tmp_path, DEVICES["h100"], **WHERE, prices=tmp_path / "prices.json")
+    for row in rows:
+        assert row["joules"] == 700 * row["predicted"]
+        assert row["dollars"] == pytest.approx(row["predicted"] / 1000)
+    head, line = speed.table(rows, "transformer").splitlines()[:2]
+    assert head.endswith("J a token  $ a million tokens")
+    assert float(line.split()[-1]) == pytest.approx(1e3 * rows[0]["predicted"], rel=1e-2)
+    whole = predict(MODELS["mamba2"], DEVICES["h100"], batch=2, prompt_tokens=9, tokens=3)
+    assert whole.joules == 700 * whole.seconds and whole.dollars is None
+    assert priced(Device("mine", 1, 1, 1, "measured"), tmp_path / "prices.json").watts == 100
+    with pytest.raises(ValueError, match=r"has nothing of 'a100'; add \{\"a100\": "):
+        priced(DEVICES["a100"], tmp_path / "prices.json")
+    (tmp_path / "prices.json").write_text('{"h100": {"dollars": 3.6}}')
+    with pytest.raises(ValueError, match="it may give dollars_an_hour and watts"):
+        priced(DEVICES["h100"], tmp_path / "prices.json")
+    with pytest.raises(ValueError, match=r"the price list .*none\.json cannot be read"):
+        priced(DEVICES["h100"], tmp_path / "none.json")
 
 
 def test_this_machine_is_predicted_on_disk_before_it_is_timed(tmp_path, monkeypatch):

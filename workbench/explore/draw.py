@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 
 from workbench.evaluate.interval import clustered
 from workbench.explore.inside import KINDS, Answers, Look, Paper, spoken
-from workbench.study.figures import COLOURS, FAINT, INK, SHADE, _canvas
+from workbench.study.figures import COLOURS, FAINT, INK, SHADE, canvas
 
 LABELLED = 40  # tokens up to which a map names each
 ACROSS = 5  # maps side by side at most
@@ -27,7 +27,7 @@ def maps(names: Sequence[str], looks: Sequence[Look], paper: Paper) -> Figure:
         raise ValueError(f"none of the layers {', '.join(names)} mixes tokens in a way that is known here")
     lines = -(-len(seen) // ACROSS)
     across = -(-len(seen) // lines)
-    figure, axes = _canvas(2 * lines, across, (0.9 + 2.7 * across, 0.5 + 5.5 * lines))
+    figure, axes = canvas(2 * lines, across, (0.9 + 2.7 * across, 0.5 + 5.5 * lines))
     past = np.triu(np.ones(paper.tokens.shape[1:] * 2, bool), 1)
     for ax in axes:
         ax.set_visible(False)
@@ -75,7 +75,7 @@ def steps(names: Sequence[str], looks: Sequence[Look], paper: Paper) -> Figure |
     seen = [(name, each) for name, each in zip(names, looks, strict=True) if each.steps is not None]
     if not seen:
         return None
-    figure, axes = _canvas(2, len(seen), (1.0 + 2.9 * len(seen), 5.0), sharex="row")
+    figure, axes = canvas(2, len(seen), (1.0 + 2.9 * len(seen), 5.0), sharex="row")
     low = min(float(np.quantile(each.steps, 0.001)) for _, each in seen)
     high = max(float(each.steps.max()) for _, each in seen)
     edges = np.geomspace(low, high, 50), np.linspace(0, 1, 41)
@@ -103,7 +103,7 @@ def steps(names: Sequence[str], looks: Sequence[Look], paper: Paper) -> Figure |
 def memory(names: Sequence[str], looks: Sequence[Look], paper: Paper) -> Figure:
     """For every head of each layer that mixes tokens: how long it keeps (filled), and from how far back it takes."""
     seen = [(name, each) for name, each in zip(names, looks, strict=True) if each.distance is not None]
-    figure, (ax,) = _canvas(1, 1, (1.6 + 1.5 * max(len(seen), 2), 3.9))
+    figure, (ax,) = canvas(1, 1, (1.6 + 1.5 * max(len(seen), 2), 3.9))
     for place, (_, each) in enumerate(seen):
         _strip(ax, place - 0.16, each.memory, COLOURS[0], filled=True)
         _strip(ax, place + 0.16, each.distance, COLOURS[1], filled=False)
@@ -135,7 +135,7 @@ def _strip(ax: Axes, centre: float, values: np.ndarray | None, colour: str, *, f
 
 def answering(names: Sequence[str], found: Answers) -> Figure:
     """The right digits' log-probability after each layer, and whole numbers right without each layer's contribution."""
-    figure, (lens, without) = _canvas(1, 2, (3.2 + 1.0 * max(len(names), 4), 3.7))
+    figure, (lens, without) = canvas(1, 2, (3.2 + 1.0 * max(len(names), 4), 3.7))
     nats = found.lens[0].mean(axis=1)  # [L + 1, digits]
     for digit in range(nats.shape[1]):
         lens.plot(

@@ -32,7 +32,7 @@ from workbench.explore.trial import Trial
 from workbench.record import read_json, read_rows
 from workbench.speed.predict import decode, prompt
 from workbench.study import progress
-from workbench.study.figures import COLOURS, FAINT, _canvas, engineering
+from workbench.study.figures import COLOURS, FAINT, canvas, engineering
 from workbench.study.sizes import FLOPS, binary, decimal
 from workbench.study.status import State, states
 
@@ -191,7 +191,7 @@ def colours(runs: Sequence[Known]) -> dict[str, str]:
 
 def curves(runs: Sequence[Known], current: str = "") -> Figure:
     """Training loss and tokens a second against steps, of the runs that are alike; the current one's is thick."""
-    figure, (loss, rate) = _canvas(1, 2, (9.6, 3.1))
+    figure, (loss, rate) = canvas(1, 2, (9.6, 3.1))
     known_colours = colours(runs)
     for each in (run for run in runs if run.alike and run.rows):
         strong = each.state.run == current

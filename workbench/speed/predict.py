@@ -41,6 +41,8 @@ class Generation(NamedTuple):
     tokens_per_second: float  # generated, of all sequences, from the prompt's beginning
     memory_bytes: int  # weights and the states at the end
     devices: int  # that hold this, by their memory alone
+    joules: float | None  # at most, of the whole; None where the device's watts are not known
+    dollars: float | None  # of the whole; None where the device has no price
 
 
 def decode(config: ModelConfig, device: Device, *, batch: int, context: int) -> Step:
@@ -79,7 +81,14 @@ def predict(config: ModelConfig, device: Device, *, batch: int, prompt_tokens: i
     end = count(config, prompt_tokens + tokens)
     memory = end.parameters * ELEMENT_BYTES[config.dtype] + batch * end.state_bytes
     devices = math.ceil(memory / device.memory_bytes)
-    return Generation(before, steps[0], steps[-1], seconds, batch * tokens / seconds, memory, devices)
+    rate = batch * tokens / seconds
+    return Generation(before, steps[0], steps[-1], seconds, rate, memory, devices, *costs(device, seconds))
+
+
+def costs(device: Device, seconds: float) -> tuple[float | None, float | None]:
+    """Joules and dollars of so many seconds of one device, or of a part of them on each of several."""
+    joules = None if device.watts is None else device.watts * seconds
+    return joules, None if device.dollars_an_hour is None else device.dollars_an_hour * seconds / 3600
 
 
 def crossover(

@@ -79,7 +79,7 @@ def drawings(study: Study) -> list[Drawing]:
 def recall(study: Study, task: str) -> Drawing:
     """Exact match and digit accuracy against the number of entries, with baselines and the end of training."""
     runs, banner = drawable(study, task, "result")
-    figure, axes = _canvas(1, 2, (9.6, 4.3), sharey=True)
+    figure, axes = canvas(1, 2, (9.6, 4.3), sharey=True)
     rows: Rows = []
     units, holder, whole, part = words(task)
     for ax, measure, title in zip(
@@ -116,7 +116,7 @@ def recall(study: Study, task: str) -> Drawing:
 def controls(study: Study, task: str) -> Drawing:
     """Exact match of the control arms beside the study's arms."""
     runs, banner = drawable(study, task, "result", "control")
-    figure, (ax,) = _canvas(1, 1, (6.2, 4.3))
+    figure, (ax,) = canvas(1, 1, (6.2, 4.3))
     rows: Rows = []
     units, holder, whole, _ = words(task)
     faint = {run.arm for run in runs if run.role == "result"}
@@ -138,7 +138,7 @@ def depth(study: Study, task: str) -> Drawing:
     arms = list(dict.fromkeys(run.arm for run in runs if run.evaluation("exact_match").get("by_depth")))
     across = min(max(len(arms), 1), 4)
     down = -(-max(len(arms), 1) // across)
-    figure, axes = _canvas(down, across, (1.0 + 2.2 * across, 0.7 + 2.1 * down))
+    figure, axes = canvas(down, across, (1.0 + 2.2 * across, 0.7 + 2.1 * down))
     rows: Rows = []
     units, holder, whole, _ = words(task)
     image = None
@@ -189,7 +189,7 @@ def learning(study: Study, task: str) -> Drawing:
     measure = next(
         (m for m in ("exact_match", "bits_per_byte") for r in runs for row in r.select_curve() if m in row), None
     )
-    figure, grid = _canvas(2 if measure else 1, 3, (9.6, 5.4 if measure else 3.0), sharex="col", sharey="row")
+    figure, grid = canvas(2 if measure else 1, 3, (9.6, 5.4 if measure else 3.0), sharex="col", sharey="row")
     rows: Rows = []
     kinds = [("loss", "training loss, nats", lambda run: run.curve())]
     if measure:
@@ -247,7 +247,7 @@ def text_bits(study: Study, task: str) -> Drawing:
     arms = list(dict.fromkeys(run.arm for run in runs if run.bits_per_byte))
     groups = list(dict.fromkeys(p for run in runs for p in run.evaluation("bits_per_byte").get("by_group") or {}))
     groups = groups if len(groups) <= LISTED else []
-    figure, axes = _canvas(1, 2 if groups else 1, (9.6 if groups else 5.4, 1.3 + 0.36 * max(len(arms), len(groups))))
+    figure, axes = canvas(1, 2 if groups else 1, (9.6 if groups else 5.4, 1.3 + 0.36 * max(len(arms), len(groups))))
     rows: Rows = []
     for place, arm in enumerate(arms):
         mine = [run for run in runs if run.arm == arm]
@@ -294,7 +294,7 @@ def positions(study: Study, task: str) -> Drawing:
     runs = [run for run in runs if run.by_position()]
     known = styles(study)
     lengths = sorted({run.length for run in runs})
-    figure, axes = _canvas(1, max(len(lengths), 1), (1.2 + 2.8 * max(len(lengths), 1), 3.7), sharey=True)
+    figure, axes = canvas(1, max(len(lengths), 1), (1.2 + 2.8 * max(len(lengths), 1), 3.7), sharey=True)
     rows: Rows = []
     for ax, length in zip(axes, lengths, strict=False):
         here = [run for run in runs if run.length == length]
@@ -340,7 +340,7 @@ def state(study: Study, task: str) -> Drawing:
     runs, banner = drawable(study, task, "result", "state")
     known = styles(study)
     sizes = [k for k in judge.sizes_of_interest(study, task)][:3]
-    figure, axes = _canvas(1, max(len(sizes), 1), (1.2 + 2.8 * max(len(sizes), 1), 3.5), sharey=True)
+    figure, axes = canvas(1, max(len(sizes), 1), (1.2 + 2.8 * max(len(sizes), 1), 3.5), sharey=True)
     rows: Rows = []
     for ax, entries in zip(axes, sizes, strict=False):
         groups: dict[str, dict[int, list[float]]] = {}
@@ -416,7 +416,7 @@ def _ranked(study: Study, task: str, arm: str) -> bool:
 # ---- parts
 
 
-def _canvas(down: int, across: int, size: tuple[float, float], **options) -> tuple[Figure, list[Axes]]:
+def canvas(down: int, across: int, size: tuple[float, float], **options) -> tuple[Figure, list[Axes]]:
     """A figure (never pyplot's, which keeps every one in memory) in the study's look."""
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     axes = figure.subplots(down, across, squeeze=False, **options)
@@ -609,7 +609,7 @@ def engineering(value: float | int, _: Any = None) -> str:
 def decoding(rows: Rows) -> Figure:
     """Milliseconds of a decoding step against context, a panel a batch: measured (points) and predicted (dashed)."""
     batches, arms = (list(dict.fromkeys(row[name] for row in rows)) for name in ("batch", "arm"))
-    figure, axes = _canvas(1, len(batches), (4.9 * len(batches), 4.3), sharey=True)
+    figure, axes = canvas(1, len(batches), (4.9 * len(batches), 4.3), sharey=True)
     known = _styles(arms)
     for ax, batch in zip(axes, batches, strict=True):
         for arm, style in known.items():
@@ -637,7 +637,7 @@ def pareto(rows: Rows) -> Figure:
     """
     panels = list(dict.fromkeys((row["task"], row["measure"], row["entries"]) for row in rows))
     known = _styles(list(dict.fromkeys(row["arm"] for row in rows)))
-    figure, axes = _canvas(1, len(panels), (1.0 + 3.6 * len(panels), 3.8))
+    figure, axes = canvas(1, len(panels), (1.0 + 3.6 * len(panels), 3.8))
     for ax, panel in zip(axes, panels, strict=True):
         task, measure, entries = panel
         mine = sorted(

@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from workbench.config import ModelConfig, RunConfig, from_json
 from workbench.count import ELEMENT_BYTES, count
-from workbench.devices import Device
+from workbench.devices import Device, priced
 from workbench.record import write_json
-from workbench.speed.predict import decode, predict
+from workbench.speed.predict import costs, decode, predict
 from workbench.study import judge
 from workbench.study.collect import Study
 from workbench.study.figures import drawable
@@ -35,14 +35,19 @@ def models(runs: Sequence[RunConfig]) -> dict[str, ModelConfig]:
 def predicted(
     models: dict[str, ModelConfig], device: Device, *, batches: Sequence[int], contexts: Sequence[int]
 ) -> Rows:
-    """A row for every model, batch and context: seconds of a decoding step and what they are made of."""
-    return [
-        {"arm": arm, "batch": batch, "context": context, "predicted": step.seconds, **_of(step)}
-        for arm, config in models.items()
-        for batch in batches
-        for context in contexts
-        for step in [decode(config, device, batch=batch, context=context)]
-    ]
+    """A row for every model, batch and context: seconds of a decoding step, what they are made of, and what it costs.
+
+    joules, dollars: of the whole batch's step, where the device's watts and price are known.
+    """
+    rows = []
+    for arm, config in models.items():
+        for batch in batches:
+            for context in contexts:
+                step = decode(config, device, batch=batch, context=context)
+                joules, dollars = costs(device, step.seconds)
+                about = {"arm": arm, "batch": batch, "context": context, "predicted": step.seconds}
+                rows.append(about | _of(step) | {"joules": joules, "dollars": dollars})
+    return rows
 
 
 def _of(step) -> dict[str, Any]:
@@ -80,9 +85,12 @@ def speed(
     *,
     batches: Sequence[int],
     contexts: Sequence[int],
+    prices: Path | str | None = None,
     progress: bool = True,
 ) -> Rows:
     """Predicts and, without a device, measures this machine, then predicts, then measures: in this order, on disk.
+
+    prices: a file that says what an hour of the device costs (workbench.devices.priced).
 
     folder/predicted.json is written before anything is timed, folder/measured.json afterwards.
     """
@@ -91,6 +99,8 @@ def speed(
         from workbench.speed.measure import this_machine
 
         device = this_machine()
+    if prices:
+        device = priced(device, prices)
     about = {"device": dataclasses.asdict(device)}
     rows = predicted(models, device, batches=batches, contexts=contexts)
     folder.mkdir(parents=True, exist_ok=True)
@@ -145,11 +155,20 @@ def _idealized(config: ModelConfig, *, batch: int, prompt: int, tokens: int, pro
 
 
 def table(rows: Rows, first: str) -> str:
-    """Milliseconds a step and how many times as fast as the arm `first`: predicted and, where it was, measured."""
+    """Milliseconds a step and how many times as fast as the arm `first`: predicted and, where it was, measured.
+
+    Energy and cost, where they are known, are of what was predicted.
+    """
     base = {(row["batch"], row["context"]): row for row in rows if row["arm"] == first}
     here = any("seconds" in row for row in rows)
     head = ["arm", "batch", "context", "predicted ms", f"x {first}"]
     head += ["measured ms", f"x {first}", "predicted / measured"] if here else ["bound by"]
+    costing = [
+        (name, title, 1e6 if name == "dollars" else 1)
+        for name, title in (("joules", "J a token"), ("dollars", "$ a million tokens"))
+        if all(row.get(name) is not None for row in rows)
+    ]
+    head += [title for _, title, _ in costing]
     body = []
     for row in rows:
         of = base[row["batch"], row["context"]]
@@ -162,6 +181,7 @@ def table(rows: Rows, first: str) -> str:
         else:
             times = f"{of['seconds'] / row['seconds']:.2f}" if of["seconds"] else ""
             line += [f"{1e3 * row['seconds']:.3g}", times, f"{row['predicted'] / row['seconds']:.2f}"]
+        line += [f"{scale * row[name] / row['batch']:.3g}" for name, _, scale in costing]
         body.append(line)
     widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
     return "\n".join(
