@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from workbench.config import RunConfig, to_json
 from workbench.record import write_json
-from workbench.study.execute import environment
+from workbench.study.launch import environment
 from workbench.study.experiment import chosen, task
 
 LOG = "train.log"
@@ -45,7 +45,7 @@ def start(run: RunConfig, study: Path) -> Trial:
     command = [sys.executable, "-m", "workbench.explore.trial", str(folder.resolve())]
     with (folder / LOG).open("w") as log:
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=os.environ | environment(None)
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=os.environ | environment(0)
         )
     return Trial(run, folder, process)
 
