@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from workbench.config import RunConfig, to_json
 from workbench.record import write_json
-from workbench.study.launch import environment
 from workbench.study.experiment import chosen, task
+from workbench.study.launch import environment
 
 LOG = "train.log"
 
