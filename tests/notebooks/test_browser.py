@@ -86,7 +86,8 @@ def lab(root, tmp_path):
             except OSError:
                 assert process.poll() is None and time.monotonic() < until, (tmp_path / "lab.log").read_text()
                 time.sleep(0.5)
-        yield lambda name: f"{address}/lab/tree/{name}.ipynb?token={token}"
+        # in a workspace of its own, where no other notebook is open whose kernel could be taken for this one's
+        yield lambda name: f"{address}/lab/workspaces/{name}/tree/{name}.ipynb?token={token}"
     finally:
         process.terminate()
         process.wait(timeout=30)
