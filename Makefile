@@ -6,7 +6,7 @@ UV := $(BIN)/uv
 EXPORT := --quiet --locked --no-header --no-annotate --no-emit-workspace
 PYTEST := python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 RECORD := benchmarks/results/test-all.json
-# Most tests compile far longer than they run; the second part of test-all tests what the optimised programs compute.
+# Most tests compile far longer than they run; test-all's part with the oldest JAX tests what optimised programs compute.
 QUICK := XLA_FLAGS=--xla_backend_optimization_level=0
 
 # Dozens of processes import JAX: each is two to five seconds sooner if the first may keep its bytecode.
@@ -17,7 +17,7 @@ export PYTHONDONTWRITEBYTECODE =
 help:
 	@echo 'make demo       train and compare four architectures; ends with runs/phonebook/report.html'
 	@echo 'make test       the tests, one case of everything (JOBS=2 processes)'
-	@echo 'make test-all   every test, and the normal ones again with the oldest JAX; writes $(RECORD)'
+	@echo 'make test-all   the rest: slow tests, the normal ones with the oldest JAX, GPU kernels; writes $(RECORD)'
 	@echo 'make parity TORCH=PYTHON  checkpoints against transformers, with a Python that has torch and transformers'
 	@echo 'make kernels-check  compile the GPU kernels for an H100, without one, and hold them to their budgets'
 	@echo 'make lab        JupyterLab at notebooks/start.ipynb'
@@ -39,8 +39,7 @@ test-all: setup
 	./setup.sh minimum
 	rm -f $(RECORD)
 	$(QUICK) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m slow --record=$(RECORD)
-	$(BIN)/$(PYTEST) -m 'not slow' --record=$(RECORD)
-	$(QUICK) .venv-minimum/bin/$(PYTEST) -m 'not slow' --record=$(RECORD)
+	.venv-minimum/bin/$(PYTEST) -m 'not slow' --record=$(RECORD)
 	$(MAKE) kernels-check
 
 parity: setup

@@ -100,9 +100,8 @@ def test_the_speed_notebook_draws_steps_and_what_quality_costs(root, studied, tm
     assert len(pictures(executed)) == 2
 
 
-@pytest.mark.parametrize("place", [".", "notebooks"])
-def test_the_first_notebook_runs_from_the_root_and_from_its_own_folder(root, tmp_path, monkeypatch, place):
-    monkeypatch.chdir(root / place)
+def test_the_first_notebook_runs_from_its_own_folder(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(root / "notebooks")
     executed = run_notebook(root / "notebooks" / "start.ipynb", tmp_path / "start.ipynb", {"steps": 4})
     assert len(pictures(executed)) == 2
     last = "".join(out.get("text", "") for out in executed.cells[-1].outputs)
