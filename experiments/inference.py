@@ -5,8 +5,8 @@ Question: with equal width and non-embedding parameters, how long does a decodin
 Command:  workbench speed experiments/inference.py                (default)
           workbench speed experiments/inference.py --device h100  (predicted alone)
 Cost:     four minutes on two cores.
-Answer:   the hybrid's speed-up over the Transformer grows with the context, on two cores to 6.4 at one sequence of 65,536
-    tokens and 6.5 at eight of 16,384, and is 0.64 to 1.19 times the predicted one; absolute times are not predicted.
+Answer:   the hybrid's speed-up over the Transformer grows with the context, on two cores to 6.4 at one sequence of
+    65,536 tokens and 6.5 at eight of 16,384, and is 0.64 to 1.19 times the predicted one; absolute times are not.
 
 Weights are random, since what they are costs nothing: nothing is trained. Two Transformers are there, one with keys and
 values of every head and one with those of a quarter of them, which is what is built today.
