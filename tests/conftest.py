@@ -3,8 +3,10 @@
 import json
 import os
 import platform
+import shutil
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -44,6 +46,22 @@ def x64():
 
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def lettered(tmp_path) -> Callable[[str], Path]:
+    """Of a golden model of transformers, by its name: a copy with a tokenizer of the lower-case letters beside it."""
+    from tokenizers import Tokenizer, decoders, models
+
+    def copied(name: str) -> Path:
+        folder = Path(shutil.copytree(ROOT / "tests" / "exchange" / "golden" / name, tmp_path / name))
+        letters = {"<|endoftext|>": 0, "[UNK]": 1} | {chr(97 + i): 2 + i for i in range(26)}
+        fast = Tokenizer(models.BPE(vocab=letters, merges=[], unk_token="[UNK]"))
+        fast.decoder = decoders.Fuse()
+        fast.save(str(folder / "tokenizer.json"))
+        return folder
+
+    return copied
 
 
 def pytest_addoption(parser):

@@ -48,7 +48,7 @@ def device(name: str) -> Device:
     return DEVICES[name]
 
 
-HERE = "this machine"  # in a price list, what is measured
+HERE = "this machine"  # what the one that is measured is called
 
 
 def priced(device: Device, path: Path | str) -> Device:

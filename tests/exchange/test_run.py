@@ -1,5 +1,4 @@
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -20,16 +19,8 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture
-def source(tmp_path) -> Path:
-    """A Mamba with a tokenizer of the lower-case letters beside it."""
-    from tokenizers import Tokenizer, decoders, models
-
-    folder = Path(shutil.copytree(GOLDEN / "mamba-tied", tmp_path / "mamba-tied"))
-    letters = {"<|endoftext|>": 0, "[UNK]": 1} | {chr(97 + i): 2 + i for i in range(26)}
-    fast = Tokenizer(models.BPE(vocab=letters, merges=[], unk_token="[UNK]"))
-    fast.decoder = decoders.Fuse()
-    fast.save(str(folder / "tokenizer.json"))
-    return folder
+def source(lettered) -> Path:
+    return lettered("mamba-tied")
 
 
 def test_an_imported_model_is_a_run_that_says_where_it_is_from_and_is_exported_unchanged(source, tmp_path, capsys):

@@ -3,18 +3,15 @@
 import asyncio
 import json
 import queue
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
-import tokenizers
 
 from workbench.config import AttentionConfig, Mamba2Config, ModelConfig
 from workbench.data.tokenizer import Bytes
@@ -246,13 +243,9 @@ def test_a_failure_is_told_and_the_next_request_is_answered(model, monkeypatch):
 
 
 @pytest.mark.slow
-def test_an_interrupted_server_ends_the_answer_that_it_has_begun(tmp_path):
+def test_an_interrupted_server_ends_the_answer_that_it_has_begun(lettered, tmp_path):
     """Of an imported model of letters, over a real socket."""
-    source, run = tmp_path / "source", tmp_path / "letters"
-    shutil.copytree(Path(__file__).parents[1] / "exchange" / "golden" / "mamba-tied", source)
-    letters = {"<|endoftext|>": 0, "[UNK]": 1} | {chr(97 + index): 2 + index for index in range(26)}
-    words = tokenizers.models.BPE(letters, [], unk_token="[UNK]")
-    (source / "tokenizer.json").write_text(tokenizers.Tokenizer(words).to_str())
+    source, run = lettered("mamba-tied"), tmp_path / "letters"
     command = [sys.executable, "-m", "workbench.command"]
     subprocess.run([*command, "import", str(source), str(run)], check=True)
     with socket.socket() as free:

@@ -26,7 +26,7 @@ from matplotlib.ticker import FuncFormatter
 from workbench import pattern as patterns
 from workbench.config import LayerConfig, ModelConfig, OptimizerConfig, RunConfig, default_symbols, to_json
 from workbench.count import ELEMENT_BYTES, count
-from workbench.devices import DEVICES, Device
+from workbench.devices import DEVICES, HERE, Device
 from workbench.explore import trial as trials
 from workbench.explore.trial import Trial
 from workbench.record import read_json, read_rows
@@ -36,7 +36,6 @@ from workbench.study.figures import COLOURS, FAINT, canvas, engineering
 from workbench.study.sizes import FLOPS, binary, decimal
 from workbench.study.status import State, states
 
-HERE = "this machine"
 EVERY = 1.0  # seconds between two looks at a run that trains
 PRESETS = {
     "Transformer": "(*-)x3", "Mamba": "SSSSSS", "Mamba-2": "MMMMMM", "hybrid": "M-M-M*-",
