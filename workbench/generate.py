@@ -228,13 +228,14 @@ def _opened(model: LanguageModel, prompts: Sequence, after: Reading | None, room
 
 
 def _chunks(prompts: Sequence, chunk: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The prompts in pieces of one length, which is a power of two: tokens and whether they are real [B, chunk]."""
-    longest = max(np.size(prompt) for prompt in prompts)
-    chunk = min(_power(chunk), max(_power(longest), LEAST))
+    """The prompts in pieces of at most `chunk`, the last as short as a power of two can be: tokens and whether they are
+    real [B, N]."""
+    longest, chunk = max(np.size(prompt) for prompt in prompts), _power(chunk)
     for begin in range(0, longest, chunk):
-        tokens, real = np.zeros((len(prompts), chunk), np.int32), np.zeros((len(prompts), chunk), bool)
+        size = min(chunk, max(_power(longest - begin), LEAST))
+        tokens, real = np.zeros((len(prompts), size), np.int32), np.zeros((len(prompts), size), bool)
         for row, prompt in enumerate(prompts):
-            piece = np.asarray(prompt).reshape(-1)[begin : begin + chunk]
+            piece = np.asarray(prompt).reshape(-1)[begin : begin + size]
             tokens[row, : len(piece)], real[row, : len(piece)] = piece, True
         yield tokens, real
 
