@@ -7,13 +7,20 @@ import numpy as np
 import pytest
 
 from workbench.command import main
+from workbench.config import Files, TextConfig
 from workbench.count import count
 from workbench.data.tokenizer import loaded
 from workbench.evaluate.score import loglikelihood, subject
 from workbench.exchange import safetensors
 from workbench.exchange.huggingface import from_huggingface, tokenizer_in
+from workbench.study import answer
+from workbench.study.collect import collect
+from workbench.study.extend import continued
+from workbench.study.report import report
+from workbench.study.verify import verify
 from workbench.train.checkpoint import load_model
-from workbench.train.exchange import export_run
+from workbench.train.exchange import export_run, import_run
+from workbench.train.loop import train
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -44,6 +51,44 @@ def test_an_imported_model_is_a_run_that_says_where_it_is_from_and_is_exported_u
     assert all(np.array_equal(theirs[name], written[name]) for name in theirs)
     assert json.loads((out / "tokenizer.json").read_text()) == json.loads((source / "tokenizer.json").read_text())
     assert f"imported: mamba-tied (`{parent['weights_hash']}`)" in (out / "README.md").read_text()
+
+
+def test_an_imported_model_is_trained_further_from_its_weights_and_the_report_says_what_is_unknown(source, tmp_path):
+    folder, study = tmp_path / "runs" / "mamba", tmp_path / "runs" / "mine"
+    imported = import_run(source, folder)
+    rng = np.random.default_rng(0)
+    for index in range(80):  # groups of their own, so that every split has some
+        path = tmp_path / "texts" / str(index) / "a.txt"
+        path.parent.mkdir(parents=True)
+        path.write_text("".join(map(chr, rng.integers(97, 123, 100))))
+    data = TextConfig((Files((f"{tmp_path}/texts/*/*.txt",)),), length=16, batch=2)
+    runs = [continued(folder, study, data, steps=2, arm=arm, seed=1) for arm in ("one", "two")]
+    for run in runs:
+        assert run.study == "mine" and run.parent.weights_hash == imported["weights_hash"]
+        train(run, study / run.name, {"text": run.evaluation.build(run)}, progress=False, wandb="disabled")
+    result = json.loads((study / runs[0].name / "result.json").read_text())
+    assert [each["relation"] for each in result["parents"]] == ["imported", "extended"]
+    start = json.loads((study / runs[0].name / "initial.json").read_text())
+    assert start["weights_hash"] == imported["weights_hash"] != result["weights_hash"]
+    assert result["evaluation"]["text"]["bits_per_byte"]["mean"] > 0 and result["digest"]
+    assert subject(study / runs[0].name).tokenizer.saved() == subject(folder).tokenizer.saved()
+
+    report(study)
+    found = collect(study)
+    assert "one goes on from mamba-tied: what that was trained on before is unknown." in answer.first_line(found)
+    certificate = json.loads((study / "certificate.json").read_text())["claims"]["tasks"]["text"]["arms"]
+    assert certificate["two"]["released"] == ["mamba-tied"]
+    assert [str(each) for each in verify(study) if each.holds is False] == []
+
+
+def test_only_a_finished_run_with_a_tokenizer_is_continued(source, tmp_path):
+    data = TextConfig((Files((f"{tmp_path}/*.txt",)),))
+    with pytest.raises(ValueError, match="holds no finished run"):
+        continued(tmp_path / "nothing", tmp_path, data, steps=2)
+    import_run(source, tmp_path / "mamba")
+    (tmp_path / "mamba" / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"has no tokenizer.json"):
+        continued(tmp_path / "mamba", tmp_path, data, steps=2)
 
 
 def test_an_imported_model_has_bits_per_byte_on_files(source, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from workbench.evaluate.suite import read_items
@@ -111,7 +112,12 @@ def test_released_models_are_imported_and_compared_on_a_text(root, lettered, tmp
     sources = [lettered(name) for name in ("mamba-tied", "nemotron_h")]
     for name in ("one", "two"):
         (tmp_path / f"{name}.txt").write_text(name * 9)
+    for index in range(24):  # in folders of their own, by which splits are made
+        (tmp_path / "more" / str(index)).mkdir(parents=True)
+        letters = np.random.default_rng(index).integers(97, 123, 100)
+        (tmp_path / "more" / str(index) / "a.txt").write_text("".join(map(chr, letters)))
     given = {"sources": ",".join(map(str, sources)), "text": f"{tmp_path}/*.txt", "length": 8}
+    given |= {"training": f"{tmp_path}/more/*/*.txt", "steps": 2, "batch": 1}
     for _ in range(2):  # the second time from the run folders
         executed = run_notebook(
             root / "notebooks" / "released_models.ipynb",
@@ -119,8 +125,8 @@ def test_released_models_are_imported_and_compared_on_a_text(root, lettered, tmp
             given | {"folder": str(tmp_path / "runs")},
         )
         text = said(executed)
-        assert all(text.count(name) == 3 for name in ("mamba-tied", "nemotron_h"))
-        assert text.count("on 54 bytes") == 2 and "M-M*-M-" in text
+        assert all(text.count(f"{name}, 2 steps on") == 1 for name in ("mamba-tied", "nemotron_h"))
+        assert text.count("on 54 bytes") == 4 and "M-M*-M-" in text
 
 
 def test_a_state_is_looked_into_from_a_runs_folder(root, studied, tmp_path):

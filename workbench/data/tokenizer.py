@@ -146,7 +146,8 @@ def _lengths(text: str, ends: Sequence[int]) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def named(spec: str) -> Tokenizer:
-    """The tokenizer that a config names: "bytes", the path of a tokenizer.json or .model, or a name on the hub.
+    """The tokenizer that a config names: "bytes", the path of a tokenizer.json (a run's own too) or .model, or a name
+    on the hub.
 
     Raises ValueError for "bpe-N", which is trained on a corpus and kept with it, and for what cannot be read.
     """
@@ -160,7 +161,10 @@ def named(spec: str) -> Tokenizer:
             raise ValueError(
                 f"tokenizer {spec!r} is not there; give a tokenizer.json, a SentencePiece .model or bpe-4096"
             )
-        return SentencePiece(path.read_bytes(), spec) if path.suffix == ".model" else Json(path.read_text(), spec)
+        if path.suffix == ".model":
+            return SentencePiece(path.read_bytes(), spec)
+        text = path.read_text()
+        return loaded(text.encode()) if _is_saved(text) else Json(text, spec)
     from tokenizers import Tokenizer as Fast
 
     try:
@@ -180,6 +184,14 @@ def size(spec: str) -> int:
     if trained and int(trained[1]) < LEAST:
         raise ValueError(f"tokenizer {spec!r}: a byte-level BPE has at least {LEAST} tokens")
     return int(trained[1]) if trained else named(spec).vocabulary
+
+
+def _is_saved(text: str) -> bool:
+    """Whether it is what `saved` gave, and not a tokenizer.json of Hugging Face's."""
+    try:
+        return isinstance(value := json.loads(text), dict) and "kind" in value and "added_tokens" not in value
+    except ValueError:
+        return False
 
 
 def loaded(saved: bytes) -> Tokenizer:

@@ -1,4 +1,4 @@
-"""Runs that go on from others, as runs of their own: from the end at longer sequences, or from any step to another end.
+"""Runs that go on from others, as runs of their own: at longer sequences, on other data, or from any step to an end.
 
 Extended at longer sequences, any model can be: recurrences, and attention without positions, as they are; rotary
 attention with a higher base, which turns the slow angles less over the new distances (Xiong et al. 2023,
@@ -10,12 +10,22 @@ Branched, a run with warm-up, stable rate and decay ends at several budgets for 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from workbench.config import AttentionConfig, Parent, RunConfig, from_json, override
+from workbench.config import (
+    AttentionConfig,
+    ModelConfig,
+    Parent,
+    RunConfig,
+    TextConfig,
+    TextEvaluation,
+    from_json,
+    override,
+)
 from workbench.record import read_json
 
 
@@ -47,16 +57,7 @@ def extended(
             )
     if (steps > 0) == (tokens > 0):
         raise ValueError(f"give steps or tokens, one of them; got steps={steps} and tokens={tokens}")
-    model = run.model
-    if rotary_base is not None:
-        rotary = {
-            letter: replace(layer, rotary_base=float(rotary_base))
-            for letter, layer in model.symbols.items()
-            if isinstance(layer, AttentionConfig) and layer.rotary and layer in model.layers
-        }
-        if not rotary:
-            raise ValueError(f"{run.arm} ({model.pattern}) has no layer with rotary positions; leave rotary_base out")
-        model = replace(model, symbols={**model.symbols, **rotary})
+    model = run.model if rotary_base is None else _turned(run.model, rotary_base, run.arm)
     warm = {"ramp": ()} if getattr(run.data, "ramp", ()) else {}  # a batch that has grown stays so
     return replace(
         run,
@@ -66,6 +67,50 @@ def extended(
         role="extended",
         control_of="",
         parent=Parent(run.name),
+    )
+
+
+def _turned(model: ModelConfig, rotary_base: float, arm: str) -> ModelConfig:
+    """The model with another base in every layer with rotary positions. Raises ValueError where there is none."""
+    rotary = {
+        letter: replace(layer, rotary_base=float(rotary_base))
+        for letter, layer in model.symbols.items()
+        if isinstance(layer, AttentionConfig) and layer.rotary and layer in model.layers
+    }
+    if not rotary:
+        raise ValueError(f"{arm} ({model.pattern}) has no layer with rotary positions; leave rotary_base out")
+    return replace(model, symbols={**model.symbols, **rotary})
+
+
+def continued(
+    folder: Path | str, study: Path | str, data: TextConfig, *, steps: int, rotary_base: float | None = None,
+    **fields: Any,
+) -> RunConfig:  # fmt: skip
+    """The run that trains the finished or imported run of a folder further, on other data: fine-tuning.
+
+    study: the folder in which the new run will lie, such as runs/mine; its name is the study's. The data are read with
+    the model's own tokenizer. rotary_base: as in `extended`, for longer sequences. fields: of RunConfig, such as
+    optimizer, seed, arm (by default the run's) or evaluation (by default bits per byte at the data's length).
+    Raises ValueError for a run that is not finished, or has no tokenizer to read text with.
+    """
+    folder = Path(folder)
+    saved, result = (read_json(folder / name) for name in ("config.json", "result.json"))
+    if saved is None or result is None or result["status"] != "finished":
+        raise ValueError(f"{folder} holds no finished run, and no other can be continued; give a run's folder")
+    kept = folder / "tokenizer.json"
+    if not kept.is_file():
+        raise ValueError(f"{folder} has no tokenizer.json, so that no text can be read with it; import it with one")
+    before = from_json(saved)
+    model = before.model if rotary_base is None else _turned(before.model, rotary_base, before.arm)
+    beside = os.path.relpath(folder.resolve(), Path(study).resolve())
+    given = {"arm": before.arm, "evaluation": TextEvaluation(length=data.length)} | fields
+    return RunConfig(
+        study=Path(study).resolve().name,
+        model=model,
+        data=replace(data, tokenizer=str(kept)),
+        steps=steps,
+        parent=Parent(beside, result["weights_hash"]),
+        **given,
     )
 
 

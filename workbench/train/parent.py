@@ -1,13 +1,14 @@
 """A run that goes on from another: what it takes over before its first step, and its parent's line in its record.
 
-Extended, it starts from the parent's last weights; optimizer and schedule begin anew. Branched, it starts from all that
-the parent was after a step: weights, optimizer, place in the data and rows of its log. Once it has a checkpoint of its
-own, the run needs nothing else.
+Extended or continued, it starts from the parent's last weights; optimizer and schedule begin anew. Branched, it starts
+from all that the parent was after a step: weights, optimizer, place in the data and rows of its log. Once it has a
+checkpoint of its own, the run needs nothing else.
 """
 
 from __future__ import annotations
 
 import shutil
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ def inherit(run: RunConfig, study: Path, folder: Path, model: Any, opt_state: An
         return put(model, found.model), put(opt_state, found.optimizer), position
     before, result = _extension(run, place, whose)
     line = {"run": result["run"], "step": result["steps"], "weights_hash": result["weights_hash"]}
-    return put(model, before), opt_state, Position(parents=[line | {"relation": "extended"}])
+    parents = [*result.get("parents", []), line | {"relation": "extended"}]
+    return put(model, before), opt_state, Position(parents=parents)
 
 
 def _branch(run: RunConfig, place: Path, whose: str) -> Checkpoint:
@@ -58,7 +60,9 @@ def _extension(run: RunConfig, place: Path, whose: str) -> tuple[dict[str, Any],
     changed = [line for line in differences(parent.model, run.model) if ".rotary_base: " not in line]
     if changed:
         raise ValueError(f"{whose}, which is another model: {changed[0]}; only rotary_base may differ")
-    its, mine = (facts.get("tokenizer") for facts in (result["data"], run.data.stream("train").facts()))
+    mine, its = run.data.stream("train").facts().get("tokenizer"), result.get("data", {}).get("tokenizer")
+    if "data" not in result and (kept := place / "tokenizer.json").is_file():  # an imported model's
+        its = sha256(kept.read_bytes()).hexdigest()
     if its != mine:
         raise ValueError(
             f"{whose}, trained on the tokens of another tokenizer (sha256 {str(its)[:12]}, here {str(mine)[:12]}); "
