@@ -108,6 +108,7 @@ Ctrl-C stops the runs, saved.""",
   workbench estimate experiments/phonebook.py --scale full
   workbench estimate experiments/text.py --measure                   run 20 steps of each distinct model first
   workbench estimate experiments/phonebook.py --scale full --like runs/phonebook
+  workbench estimate experiments/budgets.py --alone                  seconds a step of each arm, for equal seconds
 
 Time is from what runs of the same model and sizes of data took on this machine; the spread over seeds from the study's
 own folder, or from another one's (--like).""",
@@ -118,6 +119,7 @@ own folder, or from another one's (--like).""",
     each.add_argument("--jobs", type=int, help="runs at a time (default: as workbench run)")
     each.add_argument("--measure", action="store_true", help="time and compile each distinct model first")
     each.add_argument("--like", metavar="STUDY_FOLDER", help="whose spread over seeds to expect")
+    each.add_argument("--alone", action="store_true", help="time a step of each arm alone on this machine, no more")
 
     each = command(
         "report",
@@ -129,6 +131,21 @@ own folder, or from another one's (--like).""",
     )
     each.add_argument("folder", metavar="STUDY_FOLDER")
     each.add_argument("--paste", choices=("markdown", "latex"), help="print the tables in this form and make no page")
+
+    each = command(
+        "dashboard",
+        _dashboard,
+        "show a study on wandb's pages: a saved workspace and a report, as code",
+        """examples:
+  workbench dashboard runs/phonebook                    make both, check them and send nothing (dashboard.json)
+  wandb sync runs/phonebook/*/wandb/offline-run-*       send the runs, which were logged offline
+  workbench dashboard runs/phonebook --wandb online     save both on wandb's server, after `wandb login`
+
+Needs pip install 'architecture-workbench[dashboard]'.""",
+    )
+    each.add_argument("folder", metavar="STUDY_FOLDER")
+    each.add_argument("--wandb", choices=("online", "offline"), default="offline", help="default: offline")
+    each.add_argument("--entity", default="", help="wandb's user or team (default: the login's)")
 
     each = command(
         "status",
@@ -432,10 +449,13 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _estimate(given: argparse.Namespace) -> None:
-    from workbench.study.estimate import estimate
+    from workbench.study.estimate import alone, estimate
     from workbench.study.experiment import load
 
     experiment = load(given.file, given.scale, given.overrides)
+    if given.alone:
+        print(alone(experiment))
+        return
     print(estimate(experiment, jobs=given.jobs, like=given.like, measured=given.measure))
 
 
@@ -449,6 +469,20 @@ def _report(given: argparse.Namespace) -> None:
     from workbench.study.execute import compare
 
     print(f"report: {compare(Path(given.folder))}")
+
+
+def _dashboard(given: argparse.Namespace) -> None:
+    try:
+        import wandb_workspaces  # noqa: F401
+    except ModuleNotFoundError:
+        raise ValueError("wandb-workspaces is not installed; pip install 'architecture-workbench[dashboard]'") from None
+    from workbench.study import dashboard
+
+    if given.wandb == "offline":
+        print(f"checked, not sent: {dashboard.check(given.folder)}")
+        return
+    for address in dashboard.push(given.folder, given.entity):
+        print(address)
 
 
 def _status(given: argparse.Namespace) -> None:
@@ -636,7 +670,7 @@ def _speed(given: argparse.Namespace) -> None:
     from workbench.devices import device
     from workbench.study import speed
     from workbench.study.experiment import load
-    from workbench.study.figures import decoding
+    from workbench.study.speed_figures import decoding
 
     runs = load(given.file, given.scale).runs
     models = speed.models(runs)

@@ -594,7 +594,8 @@ def task_name(data: Any) -> str:
     return kind if kind in RECALL else name.removesuffix("Config").lower()
 
 
-ROLES = ("result", "tuning", "control", "state", "long", "extended", "branched")
+BUDGETS = ("tokens", "flops", "seconds")  # at which arms may be compared
+ROLES = ("result", "tuning", "control", "state", "long", "extended", "branched", "noise", "scale", *BUDGETS[1:])
 
 
 @dataclass(frozen=True)
@@ -625,10 +626,14 @@ class RunConfig:
     checkpoint_every: int = 0  # steps between checkpoints; 0 for the last step alone
     log_every: int = 20  # steps between rows of metrics.jsonl
     z_loss: float = 0.0  # weight of the squared logarithm of the softmax's total, which keeps logits near zero
-    role: str = "result"  # what the report does with it, of ROLES; long: twice the steps, extended: longer sequences
+    # What the report does with it, of ROLES. long: twice the steps; extended: longer sequences; noise: another
+    # initialisation on the same data; scale: an arm at another size; flops, seconds: it ends where the cheapest arm
+    # has spent as much
+    role: str = "result"
     control_of: str = ""  # of a control: the arm that it differs from, in one thing
     parent: Parent | None = later(None)  # noqa: RUF009 - whose weights it starts from, instead of `seed`'s
     keep: tuple[int, ...] = later(())  # steps whose checkpoints stay, for runs that branch there
+    step_seconds: float | None = later(None)
 
     def __post_init__(self):
         if self.role not in ROLES:

@@ -93,14 +93,22 @@ def phonebook(
     return _write(folder, run, rows, {"phonebook": evaluation}, digest or f"{seed:02d}" + "ab" * 31, **changes)
 
 
-def source(folder, arm, seed, longer=0, positions=(), **changes):
-    """One finished text run, or one that was extended to a longer length; with bits per byte at (start, end, mean)s."""
+def source(
+    folder, arm, seed, longer=0, positions=(), *, steps=900, role="result", start=None, better=0.0, stream=None,
+    step_seconds=None, **changes,
+):  # fmt: skip
+    """One finished text run, or one that was extended to a longer length; with bits per byte at (start, end, mean)s.
+
+    start: the initialisation's seed where it is not the data's. better: bits fewer than the arm has otherwise. stream:
+    what digests on the way are of; "" for none.
+    """
     run = RunConfig(
-        study="phonebook", arm=arm, seed=seed, steps=900, model=Model(PATTERNS[arm], 64, 257),
-        data=TextConfig((Packages(("requests",)),), seed=seed), evaluation=TextEvaluation(),
+        study="phonebook", arm=arm, seed=seed if start is None else start, steps=steps, role=role,
+        model=Model(PATTERNS[arm], 64, 257), data=TextConfig((Packages(("requests",)),), seed=seed),
+        evaluation=TextEvaluation(), step_seconds=step_seconds,
     )  # fmt: skip
     run = extended(run, longer, steps=900, batch=1) if longer else run
-    level = {"transformer": 2.61, "mamba": 2.44, "mamba2": 2.42, "hybrid": 2.38}[arm]
+    level = {"transformer": 2.61, "mamba": 2.44, "mamba2": 2.42, "hybrid": 2.38}[arm] - better
     hard = {
         "beautifulsoup4": 0.1,
         "click": -0.15,
@@ -117,8 +125,11 @@ def source(folder, arm, seed, longer=0, positions=(), **changes):
     mean = sum(p["mean"] * p["bytes"] for p in packages.values()) / sum(p["bytes"] for p in packages.values())
     rows = [
         {"step": s, "loss": (level + 3 * np.exp(-s / 150)) * 0.69, "tokens": s * 2048, "flops": s * 2048 * 6e5}
-        for s in range(20, 901, 20)
+        for s in range(20, steps + 1, 20)
     ]
+    stream = f"stream of {seed}" if stream is None else stream
+    for row in rows if stream else ():
+        row["digest"] = f"{stream} up to {row['step']}"
     bits = {"mean": mean, "low": mean - 0.04, "high": mean + 0.04, "bytes": 195_000}
     same = {name: bits[name] - 0.25 for name in ("mean", "low", "high")}
     found = {"bits_per_byte": bits, "by_group": packages, "same_groups": same}

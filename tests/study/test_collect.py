@@ -7,8 +7,9 @@ import pytest
 
 from workbench.command import main
 from workbench.config import load_file
-from workbench.study import judge
-from workbench.study.collect import collect, study_json
+from workbench.study import answer, differences, judge
+from workbench.study.collect import collect
+from workbench.study.summary import study_json
 
 fake = load_file(Path(__file__).with_name("fake_study.py"))
 TWO = ("hybrid", "mamba2")
@@ -65,7 +66,7 @@ def test_failed_unfinished_and_half_written_runs_are_kept_as_such(two):
     assert found["phonebook-mamba-s1"] == ("failed at step 1600 of 1600", "MemoryError: no more")
     assert "unreadable" in {run.status for run in study.failures}
     assert not judge.verdicts(study, "phonebook")["mamba"].ranked
-    assert "phonebook-mamba-s1" in judge.first_line(study)
+    assert "phonebook-mamba-s1" in answer.first_line(study)
 
 
 @pytest.mark.parametrize("name", ["result.json", "metrics.jsonl"])
@@ -95,7 +96,7 @@ def test_an_arm_that_read_another_stream_is_not_ranked(two):
     assert [arm for arm, verdict in verdicts.items() if not verdict.ranked] == ["mamba"]
     assert "ffeeffee" in verdicts["mamba"].reasons[0]
     assert not judge.checks(study, "phonebook")[0].holds
-    assert all("mamba" not in (c.first, c.second) for c in judge.comparisons(study))
+    assert all("mamba" not in (c.first, c.second) for c in differences.comparisons(study))
 
 
 def test_where_two_streams_stand_against_each_other_neither_is_ranked(tmp_path):
@@ -103,7 +104,7 @@ def test_where_two_streams_stand_against_each_other_neither_is_ranked(tmp_path):
     fake.phonebook(tmp_path, "mamba2", 0, digest="ffee" * 16)
     study = collect(tmp_path)
     assert not any(verdict.ranked for verdict in judge.verdicts(study, "phonebook").values())
-    assert judge.headline(study) == ["No comparison on phonebook: no arm is ranked, and a comparison needs two."]
+    assert answer.headline(study) == ["No comparison on phonebook: no arm is ranked, and a comparison needs two."]
 
 
 def test_an_arm_that_took_other_steps_is_not_ranked(two):
@@ -119,9 +120,9 @@ def test_one_seed_of_two_below_95_percent_is_not_trained_and_counted(two):
     study = collect(two)
     verdict = judge.verdicts(study, "phonebook")["transformer"]
     assert (verdict.trained, verdict.solved, verdict.seeds, verdict.ranked) == (False, 1, 2, False)
-    line = judge.first_line(study)
+    line = answer.first_line(study)
     assert line.startswith("transformer is not trained") and "1 of 2 seeds solved" in line
-    assert not any("transformer" in sentence for sentence in judge.headline(study))
+    assert not any("transformer" in sentence for sentence in answer.headline(study))
 
 
 @pytest.mark.parametrize("drop", [0.0, 0.1])
@@ -142,16 +143,16 @@ def test_what_twice_the_steps_change_past_training_is_said_though_the_arm_stays_
         fake.phonebook(two, arm, 0, role="long", steps=3200, truth=truth)
     study = collect(two)
     assert judge.verdicts(study, "phonebook")["hybrid"].ranked
-    (said,) = (sentence for sentence in judge.headline(study) if "twice the steps" in sentence)
+    (said,) = (sentence for sentence in answer.headline(study) if "twice the steps" in sentence)
     assert said.startswith("With 24 entries twice the steps, one seed an arm, change hybrid from ")
     assert "mamba2" not in said and said.endswith("holds for these steps alone.")
 
 
 def test_where_no_long_runs_were_made_the_first_line_says_so(two):
-    assert "Convergence was not checked" in judge.first_line(collect(two))
+    assert "Convergence was not checked" in answer.first_line(collect(two))
     for arm in TWO:
         fake.phonebook(two, arm, 0, role="long", steps=3200)
-    assert "Convergence" not in judge.first_line(collect(two))
+    assert "Convergence" not in answer.first_line(collect(two))
 
 
 def test_arms_of_unequal_size_fail_the_check(two):
@@ -160,7 +161,7 @@ def test_arms_of_unequal_size_fail_the_check(two):
     study = collect(two)
     (check,) = (c for c in judge.checks(study, "phonebook") if "parameters" in c.name)
     assert not check.holds and "6.14 %" in check.detail
-    assert judge.first_line(study).startswith("Not a fair comparison; this does not hold: non-embedding parameters")
+    assert answer.first_line(study).startswith("Not a fair comparison; this does not hold: non-embedding parameters")
 
 
 @pytest.mark.parametrize("at", [0.001, 0.5])
@@ -171,24 +172,24 @@ def test_with_the_entry_taken_out_an_arm_must_fall_to_chance(tmp_path, at):
     (check,) = (c for c in judge.checks(study, "phonebook") if "removed" in c.name)
     assert check.holds == (at < 0.1)
     assert judge.verdicts(study, "phonebook")["mamba2"].ranked == (at < 0.1)
-    assert ("mamba2 is not ranked: it stays above chance" in judge.first_line(study)) == (at > 0.1)
+    assert ("mamba2 is not ranked: it stays above chance" in answer.first_line(study)) == (at > 0.1)
 
 
 def test_with_two_seeds_sentences_are_about_these_checkpoints_only(two):
-    first = judge.headline(collect(two))[0]
+    first = answer.headline(collect(two))[0]
     assert first.startswith("With 8 entries in the book (the most in training) hybrid has the highest exact match")
     assert "ahead of mamba2" in first and "these checkpoints only: 2 seeds" in first
 
 
 def test_with_three_seeds_they_may_be_about_architectures(tmp_path):
     study = collect(fake.write(tmp_path, TWO, seeds=(0, 1, 2), text=False))
-    assert "these architectures, paired over 3 seeds" in judge.headline(study)[0]
+    assert "these architectures, paired over 3 seeds" in answer.headline(study)[0]
 
 
 def test_equal_arms_are_said_not_to_differ(tmp_path):
     study = collect(fake.write(tmp_path, TWO, truth=lambda arm, k: 0.97 if k < 16 else 0.5, text=False))
-    assert not any(c.better for c in judge.comparisons(study))
-    headline = judge.headline(study)
+    assert not any(c.better for c in differences.comparisons(study))
+    headline = answer.headline(study)
     assert all("no arm is seen to differ" in s for s in headline[::2]) and all(
         "ahead in 0" in s for s in headline[1::2]
     )
@@ -197,7 +198,7 @@ def test_equal_arms_are_said_not_to_differ(tmp_path):
 def test_the_sentence_turns_with_the_data(tmp_path):
     swapped = {"hybrid": "mamba2", "mamba2": "hybrid"}
     study = collect(fake.write(tmp_path, TWO, truth=lambda arm, k: fake.truth(swapped[arm], k), text=False))
-    first, second, *_ = judge.headline(study)
+    first, second, *_ = answer.headline(study)
     assert "mamba2 has the highest exact match" in first and "ahead of hybrid" in first
     assert "every arm without attention is ahead of every arm with" in second
 
@@ -208,7 +209,7 @@ def test_arms_that_are_equally_best_are_all_named(tmp_path):
     study = collect(
         fake.write(tmp_path, arms, truth=lambda arm, k: 1.0 if arm in perfect else fake.truth(arm, k), text=False)
     )
-    first = judge.headline(study)[0]
+    first = answer.headline(study)[0]
     assert "hybrid and transformer have the highest" in first or "transformer and hybrid have the highest" in first
 
 
@@ -223,25 +224,25 @@ def test_a_control_is_compared_with_its_arm_and_speaks_against_what_it_contradic
             truth=lambda arm, k: 0.99 if k < 24 else at,
         )  # fmt: skip
     study = collect(tmp_path)
-    said = judge.headline(study)
+    said = answer.headline(study)
     (control,) = (s for s in said if s.startswith("Control, 24 entries: hybrid, bare has"))
     assert ("hybrid, bare is ahead by" in control) == (at > 0.9)
     (rule,) = (s for s in said[-4:] if "every arm without attention" in s)
     assert ("not so hybrid, bare, so attention as such does not decide it" in rule) == (at > 0.9)
-    assert {(c.first, c.second) for c in judge.against_controls(study)} == {("hybrid, bare", "hybrid")}
+    assert {(c.first, c.second) for c in differences.against_controls(study)} == {("hybrid, bare", "hybrid")}
 
 
 def test_a_folder_without_result_runs_says_so(tmp_path):
     fake.phonebook(tmp_path, "hybrid", 0, role="tuning")
-    assert judge.first_line(collect(tmp_path)).startswith("There are no result runs here.")
+    assert answer.first_line(collect(tmp_path)).startswith("There are no result runs here.")
 
 
 def test_fewer_bits_are_better(tmp_path):
     fake.source(tmp_path, "transformer", 0)
     fake.source(tmp_path, "hybrid", 0)
-    (comparison,) = judge.comparisons(collect(tmp_path))
+    (comparison,) = differences.comparisons(collect(tmp_path))
     assert comparison.better == "hybrid" and comparison.difference.mean > 0
-    assert judge.gap(comparison, "hybrid").startswith("0.2")
+    assert answer.gap(comparison, "hybrid").startswith("0.2")
 
 
 def test_pairing_books_narrows_a_difference(tmp_path):
@@ -249,7 +250,7 @@ def test_pairing_books_narrows_a_difference(tmp_path):
     fake.write(tmp_path / "plain", TWO, text=False, keep=False)
     widths = []
     for name in ("paired", "plain"):
-        c = next(c for c in judge.comparisons(collect(tmp_path / name)) if c.entries == 24)
+        c = next(c for c in differences.comparisons(collect(tmp_path / name)) if c.entries == 24)
         widths.append(c.difference.high - c.difference.low)
     assert widths[0] < widths[1]
 

@@ -7,9 +7,9 @@ import pytest
 from workbench.config import load_file, to_json
 from workbench.study import progress, statistics
 from workbench.study.collect import collect
+from workbench.study.differences import spreads
 from workbench.study.estimate import detectable, estimate
 from workbench.study.experiment import load
-from workbench.study.judge import spreads
 from workbench.study.launch import Local
 
 fake = load_file(Path(__file__).with_name("fake_study.py"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from workbench.config import load_file
-from workbench.study import figures, judge
+from workbench.study import answer, figures, judge
 from workbench.study.collect import collect
 from workbench.study.report import columns, html, pasted, report, rows, terminal_table
 
@@ -230,6 +230,6 @@ def test_recall_is_spoken_of_in_its_own_words(tmp_path):
     assert study.tasks == ["mqar"]
     heads = [name for name, _ in columns(study, "mqar")]
     assert "exact, 8 pairs" in heads and "values, 24 pairs" in heads
-    assert "With 8 pairs in the document (the most in training) transformer has" in judge.headline(study)[0]
+    assert "With 8 pairs in the document (the most in training) transformer has" in answer.headline(study)[0]
     said = terminal_table(study) + " ".join(drawing.caption for drawing in figures.drawings(study))
     assert not re.search("entr(y|ies)|book|digit ", said)

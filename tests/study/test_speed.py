@@ -10,7 +10,7 @@ from workbench.speed.predict import decode, predict
 from workbench.study import speed
 from workbench.study.collect import collect
 from workbench.study.experiment import load
-from workbench.study.figures import decoding, frontier, pareto
+from workbench.study.speed_figures import decoding, frontier, pareto
 
 fake = load_file(Path(__file__).with_name("fake_study.py"))
 

@@ -55,6 +55,35 @@ def test_the_paired_t_is_students():
     assert statistics.paired_t(a, b).p == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-9)
 
 
+def test_looks_that_were_announced_are_wrong_together_in_at_most_five_percent_of_studies():
+    """A claim at any look counts; unannounced, three looks at equal architectures are wrong too often."""
+    rng, trials, looks = np.random.default_rng(2), 4000, (3, 5, 8)
+    gaps = rng.normal(0, 0.02, (trials, 8))
+    ps = np.stack([stats.ttest_1samp(gaps[:, :seeds], 0, axis=1).pvalue for seeds in looks], axis=1)
+    wrong = lambda p: (p < 0.05).any(axis=1).mean()  # noqa: E731
+    shares = statistics.spent_at(looks)
+    scaled = ps * [0.05 / shares[seeds] for seeds in looks]
+    error = 3 * np.sqrt(0.05 * 0.95 / trials)
+    assert wrong(scaled) <= 0.05 + error < wrong(ps)
+
+
+def test_what_looks_spend_is_as_obrien_and_fleming_spend_it_and_adds_up_to_five_percent():
+    shares = statistics.spent_at((3, 5, 8))
+    half = stats.norm.ppf(0.975)
+    assert shares[3] == pytest.approx(2 * stats.norm.sf(half / np.sqrt(3 / 8)))
+    assert sum(shares.values()) == pytest.approx(0.05)
+    pair = (Interval(0.9, 0.89, 0.91), Interval(0.7, 0.69, 0.71), None)
+    other = (Interval(0.9, 0.89, 0.91), Interval(0.72, 0.71, 0.73), None)
+    given = [pair, other, pair]
+    _, plain = statistics.compare(given)
+    _, early = statistics.compare(given, shares[3])
+    assert early.high - early.low > plain.high - plain.low and early.p == pytest.approx(plain.p * 0.05 / shares[3])
+    assert statistics.compare(given, None)[1] is None
+    for looks in ((2, 4), (5, 5), ()):
+        with pytest.raises(ValueError, match="growing numbers of seeds"):
+            statistics.spent_at(looks)
+
+
 def test_two_seeds_make_no_claim_about_architectures():
     with pytest.raises(ValueError, match="at least 3; got 2"):
         statistics.paired_t([0.9, 0.8], [0.1, 0.2])

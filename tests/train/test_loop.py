@@ -105,11 +105,12 @@ def test_a_row_has_the_mean_over_tokens_since_the_row_before(run, train, replace
         assert row["gradient_norm"] == pytest.approx(np.mean([m["gradient_norm"] for m in steps]), rel=1e-12)
 
 
-def test_the_record_has_the_digest_of_every_batch_in_order(run, whole):
-    digest = ""
+def test_the_record_has_the_digest_of_every_batch_in_order(run, whole, rows):
+    digests = [""]
     for step in range(run.steps):
-        digest = chain(digest, run.data.stream().batch(step))
-    assert whole.result["digest"] == digest
+        digests.append(chain(digests[-1], run.data.stream().batch(step)))
+    assert whole.result["digest"] == digests[-1]
+    assert all(row["digest"] == digests[row["step"]] for row in rows(whole.folder / "metrics.jsonl"))
 
 
 def test_a_loss_that_is_not_a_number_names_its_step_and_keeps_the_last_good_checkpoint(

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 
 from workbench.evaluate.interval import clustered
 from workbench.explore.inside import KINDS, Answers, Look, Paper, spoken
-from workbench.study.figures import COLOURS, FAINT, INK, SHADE, canvas
+from workbench.study.canvas import COLOURS, FAINT, INK, SHADE, canvas
 
 LABELLED = 40  # tokens up to which a map names each
 ACROSS = 5  # maps side by side at most

@@ -32,7 +32,7 @@ from workbench.explore.trial import Trial
 from workbench.record import read_json, read_rows
 from workbench.speed.predict import decode, prompt
 from workbench.study import progress
-from workbench.study.figures import COLOURS, FAINT, canvas, engineering
+from workbench.study.canvas import COLOURS, FAINT, canvas, engineering
 from workbench.study.sizes import FLOPS, binary, decimal
 from workbench.study.status import State, states
 

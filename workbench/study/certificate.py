@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from workbench.record import write_json
-from workbench.study import judge
+from workbench.study import answer, judge
 from workbench.study.collect import Run, Study
 
 FILE = "certificate.json"
@@ -58,7 +58,7 @@ def claims(study: Study) -> dict[str, Any]:
         "tasks": {task: _task(study, task) for task in study.tasks},
         "runs": {run.name: _run(run) for run in sorted(study.runs, key=lambda run: run.name)},
         "code": _code(study.runs),
-        "says": [judge.first_line(study), *judge.headline(study)],
+        "says": [answer.first_line(study), *answer.headline(study)],
     }
 
 
@@ -82,6 +82,11 @@ def _task(study: Study, task: str) -> dict[str, Any]:
             "spread": max(sizes.values()) / min(sizes.values()) - 1 if sizes else None,
             "tolerance": judge.MATCHED,
         },
+        "budgets": {
+            budget: {arm: [judge.spent(run, budget) for run in each if run.finished] for arm, each in arms.items()}
+            for budget in judge.budgets(study, task)
+            for arms in [judge.at(study, task, budget)]
+        },
         "checks": [check._asdict() for check in judge.checks(study, task)],
         "optimizer_differences": judge.unequal(runs, "optimizer"),
         "arms": {
@@ -89,6 +94,7 @@ def _task(study: Study, task: str) -> dict[str, Any]:
                 "ranked": verdict.ranked,
                 "reasons": list(verdict.reasons),
                 "trials": sorted([trial.learning_rate, trial.seed] for trial in trials.get(arm, ())),
+                "released": sorted({name for run in _of(runs, arm) for name in run.released}),
                 "parameters": next((run.initial["parameters"] for run in _of(runs, arm) if run.initial), None),
             }
             for arm, verdict in verdicts.items()

@@ -4,33 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from workbench.config import RECALL, task_name
+from workbench.config import task_name
 from workbench.evaluate.interval import Interval
 from workbench.record import read_json, read_rows
 
 FINISHED = "finished"
-
-
-class Words(NamedTuple):
-    """How sentences and figures speak of a task with exact match."""
-
-    units: str = "entries"
-    holder: str = "book"
-    whole: str = "whole numbers"
-    part: str = "digits"
-
-
-WORDS = {"mqar": Words("pairs", "document", "values", "values")}
-WORDS |= dict.fromkeys(RECALL[1:], Words("symbols", "document", "whole answers", "symbols"))
-
-
-def words(task: str) -> Words:
-    """Those of the task; a task that is not known here is spoken of as Phonebook."""
-    return WORDS.get(task, Words())
+LOOKED = "looks.json"  # after how many seeds of each task reports were made
 
 
 PLACES = ("step", "tokens", "flops", "seconds")  # what a curve may be drawn against
@@ -85,6 +68,11 @@ class Run:
     def replicate(self) -> tuple[int, int]:
         """(seed of the data, seed of the initialisation): what the arms of a comparison share."""
         return self.data_seed, self.config.get("seed", 0)
+
+    @property
+    def released(self) -> list[str]:
+        """The released models that it goes on from, whose training data are unknown."""
+        return [each["run"] for each in self.result.get("parents", ()) if each["relation"] == "imported"]
 
     @property
     def attends(self) -> bool:
@@ -171,7 +159,8 @@ class Run:
 class Study:
     """The runs of a study's folder, in the experiment's order, else attention first, then by name.
 
-    `facts` is experiment.json where the driver left one: name, scale, docstring, overrides and the runs asked for.
+    `facts` is experiment.json where the driver left one: name, scale, docstring, overrides and the runs asked for; with
+    the numbers of seeds after which reports were made.
     """
 
     folder: Path
@@ -215,6 +204,8 @@ def collect(folder: str | Path) -> Study:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give the folder of a study, such as runs/phonebook")
     facts = read_json(folder / "experiment.json") or {}
+    looked = read_json(folder / LOOKED)
+    facts |= {"looked": looked} if facts and looked else {}
     paths = {path.parent.name: path.parent for path in folder.glob("*/config.json")}
     if not paths and not facts:
         raise ValueError(f"{folder} holds no run folder (none has a config.json); run the experiment first")
@@ -292,88 +283,3 @@ def _of_items(value: Any) -> Any:
         found = [_of_items(item) for item in value]
         return found if any(item is not None for item in found) else len(found)
     return None
-
-
-# ---- the record of a study
-
-
-def study_json(study: Study) -> dict[str, Any]:
-    """study.json: what was run and found by task, arm and seed, with checks, verdicts, comparisons and headline."""
-    from workbench.study import judge
-
-    tasks: dict[str, Any] = {}
-    for task in study.tasks:
-        verdicts = judge.verdicts(study, task)
-        arms = {}
-        for arm in study.arms("result", "control", task=task):
-            runs = study.select("result", "control", task=task, arm=arm)
-            arms[arm] = {
-                "role": runs[0].role,
-                "pattern": runs[0].config["model"]["pattern"],
-                "verdict": verdicts[arm]._asdict() | {"ranked": verdicts[arm].ranked},
-                "mean": _means(runs),
-                "seeds": [_record(run) for run in runs],
-            }
-        tasks[task] = {
-            "arms": arms,
-            "checks": [check._asdict() for check in judge.checks(study, task)],
-            "others": [_record(run) for run in study.select("long", "state", "extended", "branched", task=task)],
-            "tuning_runs": len(study.select("tuning", task=task)),
-        }
-    return {
-        "study": study.name,
-        "scale": study.facts.get("scale"),
-        "first_line": judge.first_line(study),
-        "headline": judge.headline(study),
-        "tasks": tasks,
-        "comparisons": [comparison.record() for comparison in judge.comparisons(study)],
-        "failures": [{"run": r.name, "status": r.status, "problem": r.problem} for r in study.failures],
-        "set_aside": study.aside,
-    }
-
-
-def _means(runs: list[Run]) -> dict[str, Any]:
-    from workbench.study.judge import mean_of
-
-    out: dict[str, Any] = {}
-    for measure in ("exact_match", "digit_accuracy"):
-        sizes = dict.fromkeys(k for run in runs for k in run.by_entries(measure))
-        if sizes:
-            out[measure] = {str(k): mean_of(runs, measure, k)._asdict() for k in sizes}
-    if any(run.bits_per_byte for run in runs):
-        out["bits_per_byte"] = mean_of(runs, "bits_per_byte")._asdict()
-    if any(run.same_groups for run in runs):
-        out["same_groups"] = mean_of(runs, "same_groups")._asdict()
-    return out
-
-
-RESULTS = (
-    "digest",
-    "steps",
-    "tokens",
-    "parameters",
-    "non_embedding_parameters",
-    "train_flops_per_token",
-    "state_bytes",
-    "seconds",
-    "tokens_per_second",
-    "final_loss",
-    "implementation",
-)
-
-
-def _record(run: Run) -> dict[str, Any]:
-    return {
-        "run": run.name,
-        "arm": run.arm,
-        "role": run.role,
-        "seed": run.config.get("seed", 0),
-        "data_seed": run.data_seed,
-        "status": run.status,
-        "problem": run.problem,
-        "learning_rate": run.config.get("optimizer", {}).get("learning_rate"),
-        **{key: run.result.get(key) for key in RESULTS},
-        "evaluation": run.result.get("evaluation", {}),
-        "loss_curve": run.curve(),
-        "validation_curve": run.select_curve(),
-    }

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import platform
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 from workbench.config import Layout, RunConfig, task_name
 from workbench.count import count
-from workbench.study import judge, progress, statistics
+from workbench.record import read_rows
+from workbench.study import differences, progress, statistics
 from workbench.study.collect import collect
 from workbench.study.execute import ENDED, announcement, execute, status
 from workbench.study.experiment import Experiment
 from workbench.study.launch import Local
+from workbench.study.plans import arms
 from workbench.study.sizes import binary
 
 STEPS = 20  # that a measurement takes, after compiling
+WINDOW = 20  # steps that are timed together
 FLOAT = 4  # bytes; parameters, gradients and AdamW's two moments are float32
 
 
@@ -46,6 +51,29 @@ def measure(experiment: Experiment, jobs: int | None = None) -> dict[str, int]:
     if failures:
         raise ValueError(f"{failures[0].run} cannot be measured: {failures[0].error}")
     return {progress.cost_name(runs[0], cores): plan(runs[0], Layout(), KINDS["cpu"]).peak_bytes for runs in alike}
+
+
+def alone(experiment: Experiment) -> str:
+    """Seconds of a step of every arm that has the machine to itself, for runs at equal seconds, as text.
+
+    Arms are run in turn, twice, a process each; what counts is an arm's fastest stretch of `WINDOW` steps, since other
+    work on the machine only ever adds time. Raises ValueError, naming the first, if an arm cannot be run.
+    """
+    plain = {"role": "tuning", "control_of": "", "parent": None, "keep": (), "evaluate_every": 0, "checkpoint_every": 0}
+    runs = [replace(run, steps=4 * WINDOW, log_every=WINDOW, **plain) for run in arms(experiment.runs)]
+    fastest: dict[str, float] = {}
+    for _ in range(2):
+        for run in runs:
+            with tempfile.TemporaryDirectory() as place:
+                if failures := execute(replace(experiment, folder=Path(place)), [run], jobs=1, wandb="disabled"):
+                    raise ValueError(f"{run.name} cannot be timed: {failures[0].error}")
+                rows = read_rows(Path(place) / run.name / "timing.jsonl")
+            stretches = [(b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in pairwise(rows)]
+            name = f"{task_name(run.data)}, {run.arm}"
+            fastest[name] = min([fastest.get(name, float("inf")), *stretches])
+    cores = Local(1).cores
+    head = f"Seconds a step, alone on this machine ({platform.machine()}, {cores} core{'s' * (cores != 1)}):"
+    return "\n".join([head, *(f"  {name}: {seconds:.4g}" for name, seconds in fastest.items())])
 
 
 def kept_bytes(run: RunConfig) -> int:
@@ -114,7 +142,7 @@ def detectable(experiment: Experiment, like: str | Path | None = None) -> list[s
         if run.role == "result":
             seeds.setdefault(task_name(run.data), set()).add((getattr(run.data, "seed", 0), run.seed))
     try:
-        known = judge.spreads(collect(like or experiment.folder))
+        known = differences.spreads(collect(like or experiment.folder))
     except ValueError:
         if like is not None:
             raise

@@ -224,6 +224,7 @@ def _record(experiment: Experiment) -> None:
         "scale": experiment.scale,
         "docstring": experiment.docstring,
         "overrides": list(experiment.overrides),
+        **({"looks": list(experiment.looks)} if experiment.looks else {}),
         "runs": [{"run": r.name, "arm": r.arm, "seed": r.seed, "role": r.role} for r in experiment.runs],
     }
     path = experiment.folder / "experiment.json"

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from workbench.config import RunConfig, UnknownName, from_json, load_file, nearest, override, task_name
+from workbench.config import BUDGETS, RunConfig, UnknownName, from_json, load_file, nearest, override, task_name
 from workbench.record import read_json
+from workbench.study.statistics import spent_at
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Experiment:
     runs: tuple[RunConfig, ...]
     tuning: tuple[RunConfig, ...] = ()
     overrides: tuple[str, ...] = ()
+    looks: tuple[int, ...] = ()  # after how many seeds the report is looked at, where that was announced
 
     @property
     def root(self) -> Path:
@@ -36,6 +38,8 @@ def load(path: str | Path, scale: str | None = None, overrides: Sequence[str] = 
 
     Without a scale, the first of the file's SCALES. Products go to runs/NAME, runs/NAME-SCALE for any scale but the
     first, and to a folder that is named after the overrides where there are any, so that they never mix.
+    LOOKS = (3, 5, 8) in the file announces that its report is looked at after so many seeds, which its claims then
+    account for (workbench.study.statistics.spent_at).
     Raises ValueError on an unknown scale or override, on two equal runs, and on seeds both tuned on and reported.
     """
     path = find(path)
@@ -52,9 +56,12 @@ def load(path: str | Path, scale: str | None = None, overrides: Sequence[str] = 
     runs, tuning = module.runs(scale), module.tuning(scale) if hasattr(module, "tuning") else []
     runs, tuning = (tuple(each) for each in _overridden([list(runs), list(tuning)], overrides))
     _check(path, runs, tuning)
+    looks = tuple(getattr(module, "LOOKS", ()))
+    if looks:
+        spent_at(looks)
     name = path.stem
     folder = root_of(path) / "runs" / "-".join([name, *([scale] if scale != scales[0] else []), *_suffix(overrides)])
-    return Experiment(name, path, scale, _shown(folder), (module.__doc__ or "").strip(), runs, tuning, overrides)
+    return Experiment(name, path, scale, _shown(folder), (module.__doc__ or "").strip(), runs, tuning, overrides, looks)
 
 
 def _overridden(groups: list[list[RunConfig]], overrides: tuple[str, ...]) -> list[list[RunConfig]]:
@@ -75,6 +82,9 @@ def _overridden(groups: list[list[RunConfig]], overrides: tuple[str, ...]) -> li
                     missing.append(error)
                     continue
                 found += 1
+                if run.role in BUDGETS and group[i].steps != run.steps:
+                    raise ValueError(f"{assignment}: {run.name} ends at an equal budget, which says its steps; change "
+                                     "the file's own")  # fmt: skip
                 if run.role == "long" and group[i].steps != run.steps:
                     group[i] = replace(group[i], steps=2 * group[i].steps)
         if missing and not found:  # the nearest name of any run's

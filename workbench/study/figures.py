@@ -6,48 +6,37 @@ A task whose arms read different token streams is never overlaid: the reason is 
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from workbench.study import judge, statistics
-from workbench.study.collect import PLACES, Run, Study, words
+from workbench.study import differences, judge, scaling, statistics
+from workbench.study.canvas import (
+    FAINT,
+    INK,
+    SHADE,
+    Drawing,
+    Rows,
+    Style,
+    bytes_axis,
+    canvas,
+    end_labels,
+    engineering,
+    legend,
+    print_across,
+    styles_of,
+)
+from workbench.study.collect import PLACES, Run, Study
 from workbench.study.statistics import LEAST_SEEDS
-
-# Okabe & Ito's palette, without its yellow, which is too pale on white
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5D5D5D", "#8C510A")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-INK, FAINT, SHADE = "#22262b", "#8a9097", "#eef1f4"
-Rows = list[dict[str, Any]]
-
-
-class Drawing(NamedTuple):
-    """A figure, its data (one row a point) and what a reader should know of it."""
-
-    name: str
-    figure: Figure
-    rows: Rows
-    caption: str
-
-
-class Style(NamedTuple):
-    colour: str
-    marker: str
+from workbench.study.wording import BITS, listed, words
 
 
 def styles(study: Study) -> dict[str, Style]:
     """The colour and marker of every arm, fixed by its place in the study."""
-    return _styles(study.arms())
-
-
-def _styles(arms: Sequence[str]) -> dict[str, Style]:
-    return {arm: Style(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, arm in enumerate(arms)}
+    return styles_of(study.arms())
 
 
 def drawings(study: Study) -> list[Drawing]:
@@ -62,6 +51,10 @@ def drawings(study: Study) -> list[Drawing]:
                 out.append(depth(study, task))
         if text:
             out.append(text_bits(study, task))
+        if len(judge.budgets(study, task)) > 1 and differences.measures(study, task):
+            out.append(at_budgets(study, task))
+        if scaling.runs(study, task):
+            out.append(by_size(study, task))
         if any(r.by_position() for r in runs):
             out.append(positions(study, task))
         if any(run.curve() for run in runs if run.role == "result"):
@@ -91,9 +84,9 @@ def recall(study: Study, task: str) -> Drawing:
             _baselines(ax, runs, rows)
         ax.set_title(title, loc="left")
         ax.set_xlabel(f"{units} in the {holder}")
-        _label(ax, drawn)
+        end_labels(ax, drawn)
     axes[0].set_ylabel(f"correct on unseen {holder}s, %")
-    _across(figure, banner)
+    print_across(figure, banner)
     spread = _band(runs)
     caption = (
         f"Correct answers on unseen {holder}s against the number of {units}: {whole} (left) and single {part} "
@@ -106,10 +99,10 @@ def recall(study: Study, task: str) -> Drawing:
         "digit_to_digit": "looking up each digit by the one before it",
     }
     if guesses := [said[name] for name in dict.fromkeys(row["series"] for row in rows) if name in said]:
-        caption += f" Dashed: what {judge.listed(guesses)} would give."
+        caption += f" Dashed: what {listed(guesses)} would give."
     marked = [arm for arm in dict.fromkeys(r.arm for r in runs) if not _ranked(study, task, arm)]
     if marked:
-        caption += f" Dotted, hollow: not ranked ({judge.listed(marked)})."
+        caption += f" Dotted, hollow: not ranked ({listed(marked)})."
     return Drawing(f"{task}-recall", figure, rows, caption)
 
 
@@ -120,11 +113,11 @@ def controls(study: Study, task: str) -> Drawing:
     rows: Rows = []
     units, holder, whole, _ = words(task)
     faint = {run.arm for run in runs if run.role == "result"}
-    _label(ax, _by_entries(study, task, runs, "exact_match", ax, rows, faint))
+    end_labels(ax, _by_entries(study, task, runs, "exact_match", ax, rows, faint))
     _training_range(ax, runs)
     ax.set_xlabel(f"{units} in the {holder}")
     ax.set_ylabel(f"correct {whole}, %")
-    _across(figure, banner)
+    print_across(figure, banner)
     caption = (
         f"Controls (strong) beside the study's arms (faint): exact match on unseen {holder}s; band: 95 %, "
         f"{_band(runs)}."
@@ -174,7 +167,7 @@ def depth(study: Study, task: str) -> Drawing:
         bar.ax.yaxis.label.set(size=9, color=INK)
     figure.supxlabel(f"{units} in the {holder}", fontsize=9, color=INK)
     figure.supylabel(f"place in the {holder}", fontsize=9, color=INK)
-    _across(figure, banner)
+    print_across(figure, banner)
     caption = (
         f"Exact match by where what is asked for stands in the {holder} (down) and the number of {units} (across), "
         "mean over seeds. Right of the white line: past the sizes in training."
@@ -227,8 +220,8 @@ def learning(study: Study, task: str) -> Drawing:
                 ax.set_xlabel(
                     {"tokens": "tokens", "flops": "training FLOPs", "seconds": "seconds of training"}[against]
                 )
-    _key(figure, {run.arm: known[run.arm] for run in runs})
-    _across(figure, banner)
+    legend(figure, {run.arm: known[run.arm] for run in runs})
+    print_across(figure, banner)
     caption = (
         "Learning curves of every seed against tokens, training FLOPs and seconds (of training alone, as measured "
         "beside whatever else ran on the machine). A cosine schedule flattens every curve, so flatness proves nothing; "
@@ -249,43 +242,92 @@ def text_bits(study: Study, task: str) -> Drawing:
     groups = groups if len(groups) <= LISTED else []
     figure, axes = canvas(1, 2 if groups else 1, (9.6 if groups else 5.4, 1.3 + 0.36 * max(len(arms), len(groups))))
     rows: Rows = []
-    for place, arm in enumerate(arms):
-        mine = [run for run in runs if run.arm == arm]
-        mean = judge.mean_of(mine, "bits_per_byte")
-        colour, marker = known[arm]
-        ax = axes[0]
-        ax.plot([mean.low, mean.high], [place, place], color=colour, linewidth=2.4, solid_capstyle="round")
-        ax.plot(mean.mean, place, marker, color=colour, markersize=7)
-        ax.annotate(
-            f"{mean.mean:.3f}", (mean.mean, place), (0, 7), textcoords="offset points", ha="center", color=colour
-        )
+    by_arm = {arm: [run for run in runs if run.arm == arm] for arm in arms}
+    _estimates(axes[0], known, by_arm, "bits_per_byte", None)
+    axes[0].set_xlabel("bits per byte on unseen groups (less is better)")
+    for arm, mine in by_arm.items():
         for run in mine:
-            found = run.bits_per_byte
-            if len(mine) > 1:
-                ax.plot(found.mean, place, marker, color=colour, markersize=4, alpha=0.4)
-            rows.append({"arm": arm, "seed": run.replicate[1], "group": "all", **found._asdict()})
+            rows.append({"arm": arm, "seed": run.replicate[1], "group": "all", **run.bits_per_byte._asdict()})
             for group, value in (run.evaluation("bits_per_byte").get("by_group") or {}).items():
                 rows.append({"arm": arm, "seed": run.replicate[1], "group": group, "mean": _mean(value)})
         if groups:
             found = [[_mean(run.evaluation("bits_per_byte")["by_group"][p]) for run in mine] for p in groups]
+            colour, marker = known[arm]
             axes[1].plot(
                 [np.mean(f) for f in found], range(len(groups)), marker, color=colour, markersize=5.5, alpha=0.9
             )
-    axes[0].set_yticks(range(len(arms)), arms)
-    for label, arm in zip(axes[0].get_yticklabels(), arms, strict=True):
-        label.set_color(known[arm].colour)
-    axes[0].set_ylim(len(arms) - 0.5, -0.7)
-    axes[0].margins(x=0.15)
-    axes[0].set_xlabel("bits per byte on unseen groups (less is better)")
     if groups:
         axes[1].set_yticks(range(len(groups)), groups)
         axes[1].set_ylim(len(groups) - 0.5, -0.7)
         axes[1].set_xlabel("bits per byte by group")
     for ax in axes:
         ax.grid(axis="y", visible=False)
-    _across(figure, banner)
+    print_across(figure, banner)
     caption = f"Bits per byte on text of groups that were not trained on; bars: 95 %, {_band(runs)}."
     return Drawing(f"{task}-bits", figure, rows, caption)
+
+
+def at_budgets(study: Study, task: str) -> Drawing:
+    """What every arm reaches where it has spent as much as the others: at equal tokens, training FLOPs and seconds."""
+    budgets, (measure, entries) = judge.budgets(study, task), differences.measures(study, task)[0]
+    known, arms = styles(study), judge.ranked(study, task)
+    figure, axes = canvas(
+        1, len(budgets), (3.2 * len(budgets), 1.3 + 0.36 * max(len(arms), 1)), sharex=True, sharey=True
+    )
+    rows: Rows = []
+    reasons = []
+    for ax, budget in zip(axes, budgets, strict=True):
+        problems = judge.spending(study, task, budget)[1] if budget != "tokens" else []
+        ended = {} if problems else judge.at(study, task, budget)
+        reasons += [f"not drawn at {judge.EQUAL[budget]}: {problems[0]}"] if problems else []
+        _estimates(ax, known, {arm: ended[arm] for arm in arms if arm in ended}, measure, entries)
+        ax.set_title(f"at {judge.EQUAL[budget]}", loc="left")
+        for arm, runs in ended.items():
+            for run in (run for run in runs if run.finished):
+                value = differences.mean_of([run], measure, entries)
+                keys = {"budget": budget, "arm": arm, "seed": run.replicate[1], "steps": run.result["steps"]}
+                rows.append({**keys, "measure": measure, "mean": value.mean, "low": value.low, "high": value.high})
+    what = "bits per byte" if measure == "bits_per_byte" else f"exact match, {entries} {words(task).units}, %"
+    figure.supxlabel(what, fontsize=9, color=INK)
+    print_across(figure, "\n".join(reasons))
+    caption = (
+        "The same arms where each has spent as much as the cheapest: a whole schedule each, on the beginning of the "
+        "same tokens. Seconds are those of an arm that has the machine to itself. Bars: 95 %."
+    )
+    return Drawing(f"{task}-budgets", figure, rows, caption)
+
+
+def by_size(study: Study, task: str) -> Drawing:
+    """Bits per byte of every size of every arm against training FLOPs, tokens and parameters, with fitted curves."""
+    known, problems = styles(study), scaling.problems(study, task)
+    found = [curve for name in scaling.AGAINST if (curve := scaling.curves(study, task, name))]
+    figure, axes = canvas(1, max(len(found), 1), (1.2 + 2.9 * max(len(found), 1), 3.6), sharey=True)
+    rows: Rows = []
+    for ax, curve in zip(axes, found, strict=False):
+        measured, beyond = (np.geomspace(*ends, 60) for ends in ((curve.low, curve.high), (curve.high, 4 * curve.high)))
+        for arm, fits in curve.fits.items():
+            colour, marker = known[arm]
+            for x, style in ((measured, "-"), (beyond, (0, (2, 2)))):
+                mean, low, high = np.array([scaling.mean_at(fits, each) for each in x]).T
+                ax.plot(x, mean, color=colour, linewidth=1.8, linestyle=style)
+                ax.fill_between(x, low, high, color=colour, alpha=0.14, linewidth=0)
+            for replicate, points in curve.points[arm].items():
+                for x, value in points:
+                    ax.plot(x, value.mean, marker, color=colour, markersize=4.5, alpha=0.8)
+                    keys = {"arm": arm, "seed": replicate[1], "against": curve.against, "x": x}
+                    rows.append({**keys, **value._asdict(), "fitted": float(fits[replicate].at(x))})
+        ax.set_xscale("log")
+        ax.set_xlabel(scaling.AGAINST[curve.against])
+    axes[0].set_ylabel("bits per byte on unseen groups")
+    legend(figure, {arm: known[arm] for arm in dict.fromkeys(run.arm for run in scaling.runs(study, task))})
+    print_across(
+        figure, f"not drawn: {problems[0]}" if problems else "" if found else "not drawn: fewer than three sizes"
+    )
+    caption = (
+        "Bits per byte of every size and seed, and the curve floor + scale x^-exponent, the mean of the seeds' own; "
+        "band: 95 % over seeds, from three on. Dashed: past what was measured."
+    )
+    return Drawing(f"{task}-scaling", figure, rows, caption)
 
 
 def positions(study: Study, task: str) -> Drawing:
@@ -325,8 +367,8 @@ def positions(study: Study, task: str) -> Drawing:
         ax.set_title(f"{how} {length:,} tokens", loc="left")
         ax.set_xlabel("position in the document, tokens")
     axes[0].set_ylabel("bits per byte on unseen groups")
-    _key(figure, {run.arm: known[run.arm] for run in runs})
-    _across(figure, banner)
+    legend(figure, {run.arm: known[run.arm] for run in runs})
+    print_across(figure, banner)
     caption = (
         "Bits per byte by the position in long documents of groups that were not trained on, each read from its "
         f"beginning, at every length that was trained at. Band: 95 %, {_band(runs)}. Shaded: lengths in training; past "
@@ -339,7 +381,7 @@ def state(study: Study, task: str) -> Drawing:
     """Exact match against the bytes that one sequence keeps while decoding, at the largest trained size and past it."""
     runs, banner = drawable(study, task, "result", "state")
     known = styles(study)
-    sizes = [k for k in judge.sizes_of_interest(study, task)][:3]
+    sizes = [k for k in differences.sizes_of_interest(study, task)][:3]
     figure, axes = canvas(1, max(len(sizes), 1), (1.2 + 2.8 * max(len(sizes), 1), 3.5), sharey=True)
     rows: Rows = []
     for ax, entries in zip(axes, sizes, strict=False):
@@ -365,15 +407,15 @@ def state(study: Study, task: str) -> Drawing:
                     markersize=3,
                     alpha=0.4,
                 )
-        _bytes_axis(ax, [v for points in groups.values() for v in points])
+        bytes_axis(ax, [v for points in groups.values() for v in points])
         ax.set_ylim(-3, 105)
         ax.set_title(f"{entries} {words(task).units}", loc="left")
         ax.set_xlabel("state bytes a sequence")
     axes[0].set_ylabel(f"correct {words(task).whole}, %")
-    _key(figure, {run.arm: known[run.arm] for run in runs})
-    _across(figure, banner)
+    legend(figure, {run.arm: known[run.arm] for run in runs})
+    print_across(figure, banner)
     contexts = sorted({run.result["context"] for run in runs if run.result.get("context")})
-    at = f" at {judge.listed([str(c) for c in contexts])} tokens" if contexts else " at the length of a training row"
+    at = f" at {listed([str(c) for c in contexts])} tokens" if contexts else " at the length of a training row"
     caption = (
         f"Exact match against what one sequence keeps while decoding (keys and values, recurrent state, convolution "
         f"windows){at}. Large: mean over seeds; small: each seed.{_sizes(runs)}"
@@ -416,22 +458,27 @@ def _ranked(study: Study, task: str, arm: str) -> bool:
 # ---- parts
 
 
-def canvas(down: int, across: int, size: tuple[float, float], **options) -> tuple[Figure, list[Axes]]:
-    """A figure (never pyplot's, which keeps every one in memory) in the study's look."""
-    figure = Figure(figsize=size, layout="constrained", facecolor="white")
-    axes = figure.subplots(down, across, squeeze=False, **options)
-    for ax in axes.flat:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.spines[["left", "bottom"]].set_color(FAINT)
-        ax.tick_params(colors=INK, labelsize=8.5, length=3, width=0.8)
-        ax.grid(True, color="#e3e6ea", linewidth=0.7)
-        ax.set_axisbelow(True)
-        ax.xaxis.label.set_size(9)
-        ax.yaxis.label.set_size(9)
-        ax.title.set_size(10)
-        for part in (ax.xaxis.label, ax.yaxis.label, ax.title, ax._left_title):
-            part.set_color(INK)
-    return figure, list(axes.flat)
+def _estimates(
+    ax: Axes, known: dict[str, Style], runs: dict[str, list[Run]], measure: str, entries: int | None
+) -> None:
+    """An arm a line: its mean with the 95% interval and the number, and each seed small."""
+    scale = 1 if measure in BITS else 100
+    for place, (arm, mine) in enumerate(runs.items()):
+        mean, low, high = (scale * value for value in differences.mean_of(mine, measure, entries)[:3])
+        colour, marker = known[arm]
+        ax.plot([low, high], [place, place], color=colour, linewidth=2.4, solid_capstyle="round")
+        ax.plot(mean, place, marker, color=colour, markersize=7)
+        text = f"{mean:.3f}" if scale == 1 else f"{mean:.1f}"
+        ax.annotate(text, (mean, place), (0, 7), textcoords="offset points", ha="center", color=colour)
+        for run in mine if len(mine) > 1 else ():
+            value = scale * differences.mean_of([run], measure, entries).mean
+            ax.plot(value, place, marker, color=colour, markersize=4, alpha=0.4)
+    ax.set_yticks(range(len(runs)), list(runs))
+    for label, arm in zip(ax.get_yticklabels(), runs, strict=False):  # panels that share an axis have them once
+        label.set_color(known[arm].colour)
+    ax.set_ylim(len(runs) - 0.5, -0.7)
+    ax.margins(x=0.15)
+    ax.grid(axis="y", visible=False)
 
 
 def _by_entries(
@@ -454,7 +501,7 @@ def _by_entries(
         colour, marker = known[arm]
         strength = 0.3 if arm in faint else 1.0
         ranked = _ranked(study, task, arm)
-        means = [judge.mean_of(mine, measure, k) for k in sizes]
+        means = [differences.mean_of(mine, measure, k) for k in sizes]
         low, mean, high = (100 * np.array([getattr(m, name) for m in means]) for name in ("low", "mean", "high"))
         ax.fill_between(sizes, low, high, color=colour, alpha=0.14 * strength, linewidth=0)
         for run in mine:
@@ -478,28 +525,6 @@ def _by_entries(
         ax.set_xlim(ticks[0] / 1.15, ticks[-1] * 1.15)
     ax.set_ylim(-3, 104)
     return ends
-
-
-def _label(ax: Axes, ends: list[tuple[str, float, float, str]], line: float = 6.5) -> None:
-    """Names at the right ends of curves, moved apart where they would touch, each with a hair to its curve."""
-    ordered = sorted(ends, key=lambda end: end[2])
-    heights = [line * (1 + name.count("\n")) for name, *_ in ordered]
-    places = [end[2] for end in ordered]
-    for _ in range(200):
-        for i in range(len(places) - 1):
-            short = (heights[i] + heights[i + 1]) / 2 - (places[i + 1] - places[i])
-            if short > 0:
-                places[i], places[i + 1] = places[i] - short / 2, places[i + 1] + short / 2
-        places = [
-            min(max(place, sum(heights[:i]) + heights[i] / 2 - 3), 104 - sum(heights[i + 1 :]) - heights[i] / 2)
-            for i, place in enumerate(places)
-        ]
-    for (name, x, y, colour), place in zip(ordered, places, strict=True):
-        ax.annotate(
-            name, (x, y), (1.035, (place + 3) / 107), textcoords="axes fraction", color=colour, fontsize=9, va="center",
-            fontweight="bold", annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "alpha": 0.5, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 4},
-        )  # fmt: skip
 
 
 def _training_range(ax: Axes, runs: Sequence[Run]) -> None:
@@ -544,31 +569,6 @@ def _baselines(ax: Axes, runs: Sequence[Run], rows: Rows) -> None:
         ax.annotate(name, (x, y), (3, 3), **text)
 
 
-def _key(figure: Figure, known: dict[str, Style]) -> None:
-    """One line of coloured names below panels whose curves lie too close for names of their own."""
-    handles = [Line2D([], [], color=s.colour, marker=s.marker, linewidth=2.2, markersize=6) for s in known.values()]
-    if handles:
-        legend = figure.legend(
-            handles, list(known), loc="outside lower left", ncols=len(known), frameon=False, fontsize=9
-        )
-        for text, style in zip(legend.get_texts(), known.values(), strict=True):
-            text.set_color(style.colour)
-            text.set_fontweight("bold")
-
-
-def _across(figure: Figure, banner: str) -> None:
-    """The reason why something is not drawn, in a band across the figure, where nobody overlooks it."""
-    if banner:
-        figure.get_layout_engine().set(h_pad=0.12)
-        lines = [
-            part for reason in banner.split("\n") for part in textwrap.wrap(reason, int(12 * figure.get_figwidth()))
-        ]
-        figure.suptitle(
-            "\n".join(lines), fontsize=9.5, fontweight="bold", color="#8f1d1d",
-            bbox={"boxstyle": "square,pad=0.5", "facecolor": "#fff0ec", "edgecolor": "#c0392b"},
-        )  # fmt: skip
-
-
 def _band(runs: Sequence[Run]) -> str:
     seeds = len({run.replicate for run in runs})
     if seeds >= LEAST_SEEDS:
@@ -578,103 +578,3 @@ def _band(runs: Sequence[Run]) -> str:
 
 def _mean(value: Any) -> float:
     return float(value["mean"] if isinstance(value, dict) else value)
-
-
-def _bytes_axis(ax: Axes, values: Sequence[int]) -> None:
-    ax.set_xscale("log", base=2)
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(in_bytes))
-    if values:
-        ax.set_xlim(min(values) / 1.8, max(values) * 1.8)
-        wide = max(values) > 8 * min(values)
-        ax.xaxis.set_major_locator(LogLocator(base=4 if wide else 2, numticks=6))
-
-
-def in_bytes(value: float | int, _: Any = None) -> str:
-    """96 KiB; the second argument is the place of a tick."""
-    for unit, size in (("MiB", 2**20), ("KiB", 2**10)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.0f} B"
-
-
-def engineering(value: float | int, _: Any = None) -> str:
-    """1.5 M, 20 G: at most three digits and a unit."""
-    for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.3g}"
-
-
-def decoding(rows: Rows) -> Figure:
-    """Milliseconds of a decoding step against context, a panel a batch: measured (points) and predicted (dashed)."""
-    batches, arms = (list(dict.fromkeys(row[name] for row in rows)) for name in ("batch", "arm"))
-    figure, axes = canvas(1, len(batches), (4.9 * len(batches), 4.3), sharey=True)
-    known = _styles(arms)
-    for ax, batch in zip(axes, batches, strict=True):
-        for arm, style in known.items():
-            mine = [row for row in rows if (row["batch"], row["arm"]) == (batch, arm)]
-            seen = [row for row in mine if row.get("seconds")]
-            ax.plot(
-                [row["context"] for row in mine], [1e3 * row["predicted"] for row in mine], "--", color=style.colour,
-                linewidth=1.3,
-            )  # fmt: skip
-            ax.plot(
-                [row["context"] for row in seen], [1e3 * row["seconds"] for row in seen], color=style.colour,
-                marker=style.marker, linewidth=1.8, markersize=5.5,
-            )  # fmt: skip
-        ax.set(xscale="log", yscale="log", xlabel="tokens of context", title=f"batch {batch}")
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes[0].set_ylabel("milliseconds a decoding step\n(dashed: predicted)")
-    _key(figure, known)
-    return figure
-
-
-def pareto(rows: Rows) -> Figure:
-    """Quality against seconds of a generation, a panel a measure; grey: arms than which none is as fast and better.
-
-    rows: of workbench.study.speed.against_quality. Hollow: arms that the study does not rank.
-    """
-    panels = list(dict.fromkeys((row["task"], row["measure"], row["entries"]) for row in rows))
-    known = _styles(list(dict.fromkeys(row["arm"] for row in rows)))
-    figure, axes = canvas(1, len(panels), (1.0 + 3.6 * len(panels), 3.8))
-    for ax, panel in zip(axes, panels, strict=True):
-        task, measure, entries = panel
-        mine = sorted(
-            (row for row in rows if (row["task"], row["measure"], row["entries"]) == panel),
-            key=lambda row: row["seconds"],
-        )
-        scale = 1 if measure in judge.BITS else 100
-        for row in mine:
-            style = known[row["arm"]]
-            below, above = row["mean"] - row["low"], row["high"] - row["mean"]
-            ax.errorbar(
-                row["seconds"], scale * row["mean"], [[scale * below], [scale * above]], fmt=style.marker,
-                color=style.colour, markersize=7, capsize=2.5, linewidth=1.2,
-                markerfacecolor=style.colour if row["ranked"] else "none",
-            )  # fmt: skip
-        best = frontier(mine)
-        ax.step(
-            [row["seconds"] for row in best], [scale * row["mean"] for row in best], where="post", color=FAINT,
-            linewidth=1.2, zorder=0,
-        )  # fmt: skip
-        ax.set(xscale="log", xlabel="seconds a generation")
-        if measure in judge.BITS:
-            ax.invert_yaxis()  # up is better everywhere
-            ax.set_ylabel("bits per byte (up: fewer)")
-            ax.set_title(task, loc="left")
-        else:
-            ax.set_ylabel(f"correct {words(task).whole}, %")
-            ax.set_title(f"{task}, {entries} {words(task).units}", loc="left")
-    _key(figure, known)
-    return figure
-
-
-def frontier(rows: Rows) -> Rows:
-    """Those of one measure, by seconds, than which none is as fast and better."""
-    best: Rows = []
-    better = (lambda a, b: a < b) if rows and rows[0]["measure"] in judge.BITS else (lambda a, b: a > b)
-    for row in sorted(rows, key=lambda row: row["seconds"]):
-        if row["ranked"] and (not best or better(row["mean"], best[-1]["mean"])):
-            best.append(row)
-    return best

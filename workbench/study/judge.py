@@ -1,7 +1,8 @@
-"""What a study's runs allow to be said: checks, which arms are ranked and why not, differences, and sentences.
+"""Which of a study's arms may be compared: what must be equal, which arms are ranked, and why not.
 
 An arm is ranked when it read the same token stream for the same steps as the others, finished in every seed and, on
-Phonebook, is trained. Only ranked arms are compared. Every sentence is put together from the intervals.
+Phonebook, is trained. Only ranked arms are compared (workbench.study.differences), and at another budget than tokens
+only those whose runs there have spent the same and read the beginning of the one stream.
 """
 
 from __future__ import annotations
@@ -9,27 +10,24 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import special
 
-from workbench.config import differences
-from workbench.evaluate.interval import holm
+from workbench.config import BUDGETS, differences
 from workbench.study import statistics, tune
-from workbench.study.collect import Run, Study, words
-from workbench.study.statistics import CHECKPOINTS, Difference, Interval, Paired
+from workbench.study.collect import Run, Study
 from workbench.study.tune import Trial
+from workbench.study.wording import listed, words
 
 TRAINED = 0.95  # exact match on the smallest book, in every seed
 LONG_MATCH, LONG_LOSS = 0.02, 0.01  # what twice the steps may change: exact match, and the loss as a fraction
 LOSS_FLOOR = 0.01  # nats; a solved arm's loss is near zero, where a fraction of it says nothing
 ABOVE_CHANCE = "it stays above chance on entries that were taken out of the book"
-BITS = ("bits_per_byte", "same_groups")  # measures of text; the others are proportions
 MATCHED = 0.02  # spread of non-embedding parameters over the arms
-SURE = 0.05  # of Holm's adjusted p-value
+SPENT = 0.01  # spread of what arms have spent at an equal budget, which ends between two steps
+SURE = 0.05  # a p-value below it is no chance
 
 
 class Check(NamedTuple):
@@ -54,61 +52,6 @@ class Verdict(NamedTuple):
     @property
     def ranked(self) -> bool:
         return self.same_stream and self.complete and self.trained is not False and not self.leaks
-
-
-class Estimate(NamedTuple):
-    """A mean over seeds, its 95% interval, and what that speaks of."""
-
-    mean: float
-    low: float
-    high: float
-    claim: str
-    seeds: int
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """first - second on a task: exact match at a number of entries, or bits per byte (less is better).
-
-    Both levels of claim, each with Holm's p over all comparisons of the study at that level.
-    """
-
-    task: str
-    measure: str
-    entries: int | None
-    first: str
-    second: str
-    checkpoints: Difference
-    architectures: Difference | None  # with three seeds or more
-    p_checkpoints: float
-    p_architectures: float | None
-
-    @property
-    def claim(self) -> str:
-        """The widest level at which a difference is seen; "" if at none."""
-        for difference, p in ((self.architectures, self.p_architectures), (self.checkpoints, self.p_checkpoints)):
-            if difference is not None and p < SURE and not difference.low <= 0 <= difference.high:
-                return difference.claim
-        return ""
-
-    @property
-    def difference(self) -> Difference:
-        """The one that the claim rests on; where no difference is seen, the widest level's."""
-        return self.checkpoints if self.claim == CHECKPOINTS else self.architectures or self.checkpoints
-
-    @property
-    def better(self) -> str | None:
-        """The arm that is better, None where no difference is seen."""
-        if not self.claim:
-            return None
-        return self.first if (self.difference.mean > 0) == (self.measure == "exact_match") else self.second
-
-    def record(self) -> dict[str, Any]:
-        plain = {key: getattr(self, key) for key in ("task", "measure", "entries", "first", "second")}
-        levels = {"checkpoints": self.checkpoints._asdict() | {"p_holm": self.p_checkpoints}}
-        if self.architectures is not None:
-            levels["architectures"] = self.architectures._asdict() | {"p_holm": self.p_architectures}
-        return plain | levels | {"claim": self.claim, "better": self.better}
 
 
 # ---- may these arms be compared
@@ -303,6 +246,12 @@ def checks(study: Study, task: str) -> list[Check]:
         detail += "" if len(grids) == 1 or len(set(count.values())) > 1 else ", of other rates, seeds or steps"
         found.append(Check("same tuning trials for every arm", len(grids) == 1, detail))
         found.append(Check("rates are those that the select split chose", *same(_misused(runs, trials), "as reported")))
+    for budget in budgets(study, task)[1:]:
+        spends, problems = spending(study, task, budget)
+        ended = {arm: {run.result.get("steps") for run in each} for arm, each in at(study, task, budget).items()}
+        detail = ", ".join(f"{arm} {'/'.join(map(str, steps))} steps" for arm, steps in ended.items())
+        detail = f"{min(spends):.4g} to {max(spends):.4g}; {detail}" if spends else detail
+        found.append(Check(f"{EQUAL[budget]}, the same beginning of the stream", *same(problems, detail)))
     longer = study.select("extended", task=task)
     for length in sorted({run.length for run in longer}):
         off = one_stream([run for run in longer if run.length == length])
@@ -321,6 +270,105 @@ def checks(study: Study, task: str) -> list[Check]:
         name = f"twice the steps change little ({limits} or {LOSS_FLOOR:g} nats)"
         found.append(Check(name, not unsettled, detail, True))
     return found
+
+
+# ---- other budgets than tokens
+
+EQUAL = {"tokens": "equal tokens", "flops": "equal training FLOPs", "seconds": "equal seconds of training"}
+
+
+def budgets(study: Study, task: str) -> list[str]:
+    """Those at which the task's arms can be compared: tokens, and those that the study has runs for."""
+    return [budget for budget in BUDGETS if budget == "tokens" or study.select(budget, task=task)]
+
+
+def at(study: Study, task: str, budget: str) -> dict[str, list[Run]]:
+    """Every arm's runs that end at the budget, one a replicate: its runs of the role, else those at equal tokens."""
+    runs = {arm: {run.replicate: run for run in study.select("result", task=task, arm=arm)}
+            for arm in study.arms("result", task=task)}  # fmt: skip
+    for run in study.select(budget, task=task) if budget != "tokens" else ():
+        runs.setdefault(run.arm, {})[run.replicate] = run
+    return {arm: [each[replicate] for replicate in sorted(each)] for arm, each in runs.items()}
+
+
+def spent(run: Run, budget: str) -> float | None:
+    """Of a finished run: tokens, training FLOPs, or the seconds that its steps take where its arm is alone."""
+    if budget == "seconds":
+        each = run.config.get("step_seconds")
+        return each and each * run.result["steps"]
+    return run.result["tokens"] * (run.result["train_flops_per_token"] if budget == "flops" else 1)
+
+
+def spending(study: Study, task: str, budget: str) -> tuple[list[float], list[str]]:
+    """What the arms' runs have spent at a budget, and what forbids comparing them there."""
+    arms = at(study, task, budget)
+    runs = [run for each in arms.values() for run in each]
+    wanted = replicates(study, task)
+    problems = [f"{arm} has no run of some seed" for arm, each in arms.items() if len(each) < len(wanted)]
+    problems += [f"{run.name}: {run.status}" for run in runs if not run.finished]
+    if problems:
+        return [], problems
+    spends = [spent(run, budget) for run in runs]
+    if None in spends:
+        return [], [f"{run.name}: its config has no step_seconds" for run in runs if spent(run, budget) is None]
+    if max(spends) / min(spends) - 1 > SPENT:
+        problems.append(f"they spread by {100 * (max(spends) / min(spends) - 1):.1f} %, from {min(spends):.4g}")
+    return spends, problems + off_stream(study, task, runs)
+
+
+def off_stream(study: Study, task: str, runs: Sequence[Run]) -> list[str]:
+    """Of finished runs, those that did not read the beginning of what the longest run of their data seed read."""
+    found = []
+    for run in runs:
+        same = [other for other in study.select("result", task=task) if other.data_seed == run.data_seed]
+        longest = max((other for other in same if other.finished), key=lambda other: other.result["steps"])
+        why = _parts_from(run, longest)
+        found += [f"{run.name}: {why}"] if why else []
+    return found
+
+
+def _parts_from(run: Run, longer: Run) -> str:
+    """Why a run's stream is not the beginning of a longer run's; "" if it is, as far as digests on the way tell."""
+    if run.result.get("steps") == longer.result.get("steps"):
+        return "" if run.result.get("digest") == longer.result.get("digest") else "its token stream differs"
+    mine, theirs = ({row["step"]: row["digest"] for row in each.metrics if "digest" in row} for each in (run, longer))
+    both = sorted(mine.keys() & theirs.keys())
+    if not both:
+        return "no digests on the way are recorded, which would tell its token stream"
+    other = next((step for step in both if mine[step] != theirs[step]), None)
+    return "" if other is None else f"its token stream differs by step {other}"
+
+
+def ranked(study: Study, task: str, budget: str = "tokens") -> list[str]:
+    """The arms that may be compared at a budget: none where what they spent, or read, is not the same."""
+    judged = verdicts(study, task)
+    arms = [arm for arm in study.arms("result", task=task) if judged[arm].ranked]
+    if budget == "tokens":
+        return arms
+    if spending(study, task, budget)[1]:
+        return []
+    ended, seeds = at(study, task, budget), len(replicates(study, task))
+    return [arm for arm in arms if _trained(ended[arm], seeds)[0] is not False]
+
+
+# ---- looking more than once
+
+
+def look_level(study: Study, task: str) -> float | None:
+    """What a claim about architectures may err by now: of announced looks this one's share, None between them."""
+    looks = study.facts.get("looks")
+    return statistics.spent_at(looks).get(len(replicates(study, task))) if looks else statistics.ALPHA
+
+
+def looked(study: Study, task: str) -> list[int]:
+    """After how many seeds reports of the task were made that could make such a claim, this one among them."""
+    complete = [verdict.complete for verdict in verdicts(study, task).values()]
+    now = [len(replicates(study, task))] if all(complete) else []
+    before = study.facts.get("looked", {}).get(task, [])
+    return sorted({seeds for seeds in (*before, *now) if seeds >= statistics.LEAST_SEEDS})
+
+
+# ---- settings and trials
 
 
 def unequal(runs: Sequence[Run], *sections: str, but: Sequence[str] = ()) -> list[str]:
@@ -410,332 +458,3 @@ def _above_chance(runs: Sequence[Run]) -> float:
 
 def _plain(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
-
-
-# ---- numbers
-
-
-def mean_of(runs: Sequence[Run], measure: str, entries: int | None = None) -> Estimate:
-    """The mean over these runs that finished, proportions kept in [0, 1]. Raises ValueError if none has it."""
-    found = [value for run in runs if run.finished and (value := _value(run, measure, entries))]
-    if not found:
-        raise ValueError(f"no finished run of {runs[0].arm if runs else 'no arm'} has {measure} at {entries}")
-    (mean, low, high), claim = statistics.over_seeds(found)
-    if measure not in BITS:
-        low, high = max(low, 0.0), min(high, 1.0)
-    return Estimate(mean, low, high, claim, len(found))
-
-
-def _value(run: Run, measure: str, entries: int | None) -> Interval | None:
-    return getattr(run, measure) if measure in BITS else run.by_entries(measure).get(entries)
-
-
-def _paired(a: Run, b: Run, measure: str, entries: int | None) -> Paired | None:
-    """The difference over the same books or groups of documents, where the evaluations kept them."""
-    if measure == "bits_per_byte":
-        first, second = (run.evaluation(measure).get("by_group") or {} for run in (a, b))
-        if not first or first.keys() != second.keys() or not all("bytes" in entry for entry in first.values()):
-            return None
-        means = [[float(side[name]["mean"]) for name in first] for side in (first, second)]
-        return statistics.paired_clusters(*means, [entry["bytes"] for entry in first.values()])
-    books = [run.evaluation(measure).get("per_book", {}).get(str(entries)) for run in (a, b)]
-    if None in books or len(books[0]) != len(books[1]):
-        return None
-    return statistics.paired_clusters(*books)
-
-
-def sizes_of_interest(study: Study, task: str) -> list[int]:
-    """The largest size in training and every evaluated size past it."""
-    runs = [run for run in study.select("result", task=task) if run.finished and run.by_entries()]
-    if not runs:
-        return []
-    evaluated = [k for k in runs[0].by_entries() if all(k in run.by_entries() for run in runs)]
-    trained = runs[0].trained_entries
-    within = [k for k in evaluated if k <= max(trained, default=0)]
-    return within[-1:] + [k for k in evaluated if k > max(trained, default=0)]
-
-
-def comparisons(study: Study) -> list[Comparison]:
-    """Every pair of ranked arms: exact match at the largest size in training and of all, and bits per byte."""
-    pairs = []
-    for task in study.tasks:
-        judged = verdicts(study, task)
-        arms = [arm for arm in study.arms("result", task=task) if judged[arm].ranked]
-        for measure, entries in measures(study, task):
-            pairs += [(task, measure, entries, *pair) for pair in combinations(arms, 2)]
-    return _compared(study, pairs)
-
-
-def against_controls(study: Study) -> list[Comparison]:
-    """Each ranked control against the ranked arm that it differs from in one thing, where `comparisons` looks."""
-    pairs = []
-    for task in study.tasks:
-        judged = verdicts(study, task)
-        for arm, of in control_of(study, task).items():
-            if judged[arm].ranked and of in judged and judged[of].ranked:
-                pairs += [(task, measure, entries, arm, of) for measure, entries in measures(study, task)]
-    return _compared(study, pairs)
-
-
-def control_of(study: Study, task: str) -> dict[str, str]:
-    """The arm that each control differs from."""
-    return {run.arm: run.config["control_of"] for run in study.select("control", task=task)}
-
-
-def measures(study: Study, task: str) -> list[tuple[str, int | None]]:
-    """What is compared: few sizes, since Holm's correction grows with their number."""
-    sizes = sizes_of_interest(study, task)
-    found: list[tuple[str, int | None]] = [("exact_match", k) for k in dict.fromkeys((*sizes[:1], *sizes[-1:]))]
-    runs = [run for run in study.select("result", task=task) if run.finished]
-    return [*found, ("bits_per_byte", None)] if runs and all(run.bits_per_byte for run in runs) else found
-
-
-def _compared(study: Study, pairs: list[tuple[str, str, int | None, str, str]]) -> list[Comparison]:
-    raw = []
-    for task, measure, entries, first, second in pairs:
-        a, b = ({r.replicate: r for r in study.select("result", "control", task=task, arm=x)} for x in (first, second))
-        seeds = [
-            (
-                _value(a[r], measure, entries),
-                _value(b[r], measure, entries),
-                _paired(a[r], b[r], measure, entries),
-            )
-            for r in replicates(study, task)
-        ]
-        raw.append((task, measure, entries, first, second, *statistics.compare(seeds)))
-    items = holm([row[-2].p for row in raw])
-    seeded = iter(holm([row[-1].p for row in raw if row[-1]]))
-    return [Comparison(*row, p, next(seeded) if row[-1] else None) for row, p in zip(raw, items, strict=True)]
-
-
-class Spread(NamedTuple):
-    """How the difference of two arms varies over the seeds that were run."""
-
-    task: str
-    measure: str
-    entries: int | None
-    first: str
-    second: str
-    mean: float
-    deviation: float
-    seeds: int
-
-
-def spreads(study: Study) -> list[Spread]:
-    """Of every pair of arms that finished two seeds or more, ranked or not: for planning, never for a claim."""
-    found = []
-    for task in study.tasks:
-        for measure, entries in measures(study, task):
-            values: dict[str, dict] = {}
-            for run in study.select("result", task=task):
-                value = _value(run, measure, entries) if run.finished else None
-                if value:
-                    values.setdefault(run.arm, {})[run.replicate] = value.mean
-            for first, second in combinations(values, 2):
-                both = [r for r in values[first] if r in values[second]]
-                if len(both) > 1:
-                    gaps = np.array([values[first][r] - values[second][r] for r in both])
-                    mean, deviation = float(gaps.mean()), float(gaps.std(ddof=1))
-                    found.append(Spread(task, measure, entries, first, second, mean, deviation, len(both)))
-    return found
-
-
-# ---- sentences
-
-
-def first_line(study: Study) -> str:
-    """Who is not ranked, what failed, and whether convergence was checked: the report begins with it."""
-    parts = []
-    unchecked = False
-    for task in study.tasks:
-        where = f" ({task})" if len(study.tasks) > 1 else ""
-        for arm, verdict in verdicts(study, task).items():
-            unchecked |= (
-                arm in study.arms("result", task=task) and verdict.trained is not None and verdict.converged is None
-            )
-            if verdict.ranked:
-                continue
-            what = "not trained" if verdict.trained is False and verdict.same_stream else "not ranked"
-            solved = f"; {verdict.solved} of {verdict.seeds} seeds solved" if verdict.trained is not None else ""
-            parts.append(f"{arm}{where} is {what}: {'; '.join(verdict.reasons) or 'no result'}{solved}.")
-        broken = [check.name for check in checks(study, task) if not check.holds and not check.by_arm]
-        if broken:
-            parts.append(f"Not a fair comparison{where}; this does not hold: {'; '.join(broken)}.")
-    failed = study.failures
-    if not study.select("result"):
-        parts.append("There are no result runs here.")
-    if failed:
-        parts.append(f"{len(failed)} of {len(study.runs)} runs did not finish: {', '.join(r.name for r in failed)}.")
-    if not parts:
-        parts.append("Every arm is ranked and every run finished.")
-    if unchecked:
-        parts.append("Convergence was not checked at this scale (no runs of twice the steps).")
-    return " ".join(parts)
-
-
-def headline(study: Study) -> list[str]:
-    """The answer in sentences, each from the intervals of the comparisons."""
-    found, against = comparisons(study), against_controls(study)
-    out = []
-    for task in study.tasks:
-        judged = verdicts(study, task)
-        controls = [c for c in against if (c.task, c.measure) == (task, "exact_match")]
-        arms = [arm for arm in study.arms("result", task=task) if judged[arm].ranked]
-        if len(arms) < 2:
-            ranked = f"only {arms[0]} is" if arms else "no arm is"
-            out.append(f"No comparison on {task}: {ranked} ranked, and a comparison needs two.")
-            continue
-        chosen = measures(study, task)
-        if not chosen:
-            out.append(f"No comparison on {task}: its evaluation has neither exact match nor bits per byte.")
-        for measure, entries in chosen:
-            rows = [c for c in found if (c.task, c.measure, c.entries) == (task, measure, entries)]
-            out.append(_sentence(study, task, measure, entries, arms, rows))
-            if measure == "exact_match":
-                out += filter(None, [_by_attention(study, task, arms, rows)])
-                out += [_of_control(study, c) for c in controls if c.entries == entries]
-                out += filter(None, [_with_twice_the_steps(study, task, arms, entries)])
-    return out
-
-
-def _with_twice_the_steps(study: Study, task: str, arms: list[str], entries: int) -> str:
-    """What twice the steps change at a size, arm by arm; "" where they change little. Training is held to this too."""
-    short = {(run.arm, run.replicate): run for run in study.select("result", task=task) if run.finished}
-    changed = []
-    for long in study.select("long", task=task):
-        base = short.get((long.arm, long.replicate))
-        if (
-            long.arm in arms
-            and long.finished
-            and base
-            and entries in base.by_entries()
-            and entries in long.by_entries()
-        ):
-            before, after = (run.by_entries()[entries].mean for run in (base, long))
-            if abs(after - before) >= LONG_MATCH:
-                changed.append(f"{long.arm} from {100 * before:.1f} to {100 * after:.1f} %")
-    if not changed:
-        return ""
-    return (
-        f"With {entries} {words(task).units} twice the steps, one seed an arm, change {listed(changed)}: "
-        "what is said there holds for these steps alone."
-    )
-
-
-def _sentence(
-    study: Study, task: str, measure: str, entries: int | None, arms: list[str], rows: list[Comparison]
-) -> str:
-    means = {arm: mean_of(study.select("result", task=task, arm=arm), measure, entries) for arm in arms}
-    order = sorted(arms, key=lambda arm: means[arm].mean, reverse=measure == "exact_match")
-    best = order[0]
-    first = [arm for arm in order if means[arm].mean == means[best].mean]
-    others = order[len(first) :]
-    if measure == "bits_per_byte":
-        where = "On unseen source code"
-        what = "fewest bits per byte"
-    else:
-        trained = study.select("result", task=task)[0].trained_entries
-        past = entries > max(trained, default=0)
-        units, holder, *_ = words(task)
-        where = f"With {entries} {units} in the {holder} ({'past' if past else 'the most in'} training)"
-        what = "highest exact match"
-    pairs = {frozenset((c.first, c.second)): c for c in rows}
-    to_best = {arm: pairs[frozenset((best, arm))] for arm in others}
-    lead = f"{where} {listed(first)} {'has' if len(first) == 1 else 'have'} the {what}, {show(means[best], measure)}"
-    if not others:
-        return f"{lead}."
-    parts = []
-    for claim in (statistics.ARCHITECTURES, CHECKPOINTS):
-        behind = [arm for arm in others if to_best[arm].claim == claim]
-        if behind:
-            gaps = ", ".join(f"of {arm} by {gap(to_best[arm], best)}" for arm in behind)
-            parts.append(f"ahead {gaps} ({level(to_best[behind[0]])})")
-    level_with = [arm for arm in others if not to_best[arm].claim]
-    if parts:
-        even = f"; no difference is seen from {listed(level_with)}" if level_with else ""
-        return f"{lead}, {'; '.join(parts)}{even}."
-    last = others[-1]
-    return (
-        f"{lead}, but no arm is seen to differ from it: the furthest, {last}, is behind by "
-        f"{gap(to_best[last], best)} ({level(to_best[last])})."
-    )
-
-
-def _by_attention(study: Study, task: str, arms: list[str], rows: list[Comparison]) -> str:
-    """Whether arms with attention and arms without stand apart; "" where the ranked arms are all of one kind."""
-    attends = {arm: study.select("result", task=task, arm=arm)[0].attends for arm in arms}
-    across = [c for c in rows if attends[c.first] != attends[c.second]]
-    if not across:
-        return ""
-    ahead = Counter(None if c.better is None else attends[c.better] for c in across)
-    for kind, name, other in ((True, "with", "without"), (False, "without", "with")):
-        if ahead[kind] == len(across):
-            least = min(across, key=lambda c: abs(c.difference.mean))
-            behind = least.second if least.better == least.first else least.first
-            weakest = next((c for c in across if c.claim == CHECKPOINTS), least)
-            margin = f"the least by {gap(least, least.better)} ({least.better} over {behind}; {level(weakest)})"
-            said = f"There every arm {name} attention is ahead of every arm {other}, {margin}"
-            against = _controls_against(study, task, kind, [arm for arm in arms if not attends[arm]], least.entries)
-            return (
-                f"{said}; not so {listed(against)}, so attention as such does not decide it." if against else f"{said}."
-            )
-    return (
-        f"Of the {len(across)} pairs there of an arm with attention and one without, the first is ahead in "
-        f"{ahead[True]}, the second in {ahead[False]}, and no difference is seen in {ahead[None]}."
-    )
-
-
-def _controls_against(study: Study, task: str, ahead: bool, without: list[str], entries: int | None) -> list[str]:
-    """Ranked controls with attention that are not ahead of (or, if not `ahead`, not behind) the arms without."""
-
-    def mean(arm: str) -> float:
-        return mean_of(study.select("result", "control", task=task, arm=arm), "exact_match", entries).mean
-
-    judged, bars = verdicts(study, task), [mean(arm) for arm in without]
-    attending = dict.fromkeys(run.arm for run in study.select("control", task=task) if run.attends)
-    ranked = [arm for arm in attending if judged[arm].ranked]
-    return [arm for arm in ranked if (mean(arm) <= max(bars) if ahead else mean(arm) >= min(bars))]
-
-
-def _of_control(study: Study, c: Comparison) -> str:
-    """What changing one thing of an arm did."""
-    means = [
-        show(mean_of(study.select("result", "control", task=c.task, arm=arm), c.measure, c.entries))
-        for arm in (c.first, c.second)
-    ]
-    found = f"{c.better} is ahead by {gap(c, c.better)} ({level(c)})" if c.better else "no difference is seen"
-    return f"Control, {c.entries} {words(c.task).units}: {c.first} has {means[0]} and {c.second} {means[1]}; {found}."
-
-
-def level(comparison: Comparison) -> str:
-    """What a comparison's difference speaks of, and why no further."""
-    seeds = comparison.difference.seeds
-    count = f"{seeds} seed{'s' * (seeds != 1)}"
-    if comparison.difference.claim != CHECKPOINTS:
-        return f"{comparison.difference.claim}, paired over {count}"
-    if comparison.architectures is None:
-        return f"{CHECKPOINTS} only: {count}"
-    return f"{CHECKPOINTS} only: {count} do not show it for the architectures"
-
-
-def gap(comparison: Comparison, ahead: str) -> str:
-    """`23.4 [20.1, 26.7] points`, positive where `ahead` is ahead."""
-    mean, low, high, *_ = comparison.difference
-    if (comparison.first == ahead) != (comparison.measure == "exact_match"):
-        mean, low, high = -mean, -high, -low
-    if comparison.measure == "exact_match":
-        return f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}] points"
-    return f"{mean:.3f} [{low:.3f}, {high:.3f}] bits per byte"
-
-
-def show(estimate: Any, measure: str = "exact_match") -> str:
-    """`98.4 [96.9, 99.2] %`, or bits with three decimals."""
-    mean, low, high = estimate[:3]
-    if measure in BITS:
-        return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
-    return f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]\u00a0%"  # no line break before the unit
-
-
-def listed(names: Sequence[str]) -> str:
-    """`a, b and c`."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

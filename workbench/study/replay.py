@@ -7,6 +7,7 @@ with the CPUs and flags that the run had.
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
 import sys
@@ -60,7 +61,8 @@ def replay(folder: Path, steps: int) -> Iterator[tuple[str, bool | None, str]]:
         found = differences(initial["parameters"], began["parameters"]) if initial and start == first else []
         seen = sorted(rows.keys() & recorded.keys())
         for step in seen:
-            both = ({k: row[step][k] for k in rows[step]} for row in (recorded, rows))
+            shared = [name for name in rows[step] if name in recorded[step]]  # older runs have no digest there
+            both = ({name: row[step][name] for name in shared} for row in (recorded, rows))
             found += [f"step {step}, {line}" for line in differences(*both)]
         found += [f"weights at step {s} differ" for s in made if s > start and s in weights and made[s] != weights[s]]
         if not seen:
@@ -110,9 +112,12 @@ def _again(run: RunConfig, folder: Path, start: int, end: int) -> tuple[dict[int
         return rows, hashes(here), read_json(here / "initial.json")
 
 
-def _distance(a: dict[str, float], b: dict[str, float]) -> float:
-    """The largest difference of what both rows have, as a share of it."""
-    return max(abs(a[key] - b[key]) / max(abs(a[key]), 1e-12) for key in a.keys() & b.keys())
+def _distance(a: dict[str, Any], b: dict[str, Any]) -> float:
+    """The largest difference of the numbers that both rows have, as a share of it; infinite if their digests differ."""
+    numbers = [name for name in a.keys() & b.keys() if not isinstance(a[name], str)]
+    if any(a[name] != b[name] for name in a.keys() & b.keys() if name not in numbers):
+        return math.inf
+    return max(abs(a[name] - b[name]) / max(abs(a[name]), 1e-12) for name in numbers)
 
 
 def _judged(found: list[str], far: float, elsewhere: list[str], seen: str) -> tuple[bool | None, str]:

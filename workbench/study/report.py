@@ -13,10 +13,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from workbench.config import BUDGETS
 from workbench.record import write_json, write_text
-from workbench.study import certificate, figures, judge
-from workbench.study.collect import Study, collect, study_json, words
+from workbench.study import answer, canvas, certificate, differences, figures, judge
+from workbench.study.collect import LOOKED, Run, Study, collect
+from workbench.study.page import PAGE, STYLE
 from workbench.study.statistics import LEAST_SEEDS
+from workbench.study.summary import study_json
+from workbench.study.wording import listed, show, words
 
 
 def report(folder: str | Path) -> Path:
@@ -29,6 +33,9 @@ def report(folder: str | Path) -> Path:
     record = study_json(study)
     write_json(study.folder / "study.json", _plain(record))
     certificate.write(study)
+    looks = {task: seeds for task in study.tasks if (seeds := judge.looked(study, task))}
+    if "name" in study.facts and looks != study.facts.get("looked", {}):
+        write_json(study.folder / LOOKED, looks)
     images = study.folder / "figures"
     images.mkdir(exist_ok=True)
     for drawing in drawings:
@@ -49,7 +56,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and value != value else value
 
 
-def _csv(rows: figures.Rows) -> str:
+def _csv(rows: canvas.Rows) -> str:
     out = io.StringIO()
     names = list(dict.fromkeys(name for row in rows for name in row))
     writer = csv.DictWriter(out, names, lineterminator="\n")
@@ -115,7 +122,7 @@ def table_sizes(study: Study, task: str) -> list[int]:
     runs = [run for run in study.select("result", task=task) if run.finished and run.by_entries()]
     if not runs:
         return []
-    interest = judge.sizes_of_interest(study, task)
+    interest = differences.sizes_of_interest(study, task)
     smallest = min(runs[0].by_entries())
     return sorted({smallest, *interest[:1], *interest[-1:]})
 
@@ -148,7 +155,7 @@ def rows(study: Study, task: str) -> list[tuple[str, list[str], judge.Verdict]]:
 
 def _estimate(runs: Sequence[Run], measure: str, entries: int | None) -> str:
     try:
-        return judge.show(judge.mean_of(runs, measure, entries), measure)
+        return show(differences.mean_of(runs, measure, entries), measure)
     except ValueError:
         return "–"
 
@@ -158,11 +165,11 @@ def _integer(value: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    return "–" if value is None else figures.engineering(value)
+    return "–" if value is None else canvas.engineering(value)
 
 
 def _bytes(value: Any) -> str:
-    return "–" if value is None else figures.in_bytes(value)
+    return "–" if value is None else canvas.in_bytes(value)
 
 
 def _seconds(values: list[float]) -> str:
@@ -171,7 +178,7 @@ def _seconds(values: list[float]) -> str:
 
 def terminal_table(study: Study) -> str:
     """What a study found as text, under 110 columns: who is not ranked, a table a task, the answer."""
-    out = [*textwrap.wrap(judge.first_line(study), 108), ""]
+    out = [*textwrap.wrap(answer.first_line(study), 108), ""]
     for task in study.tasks:
         sizes = table_sizes(study, task)
         heads = ["arm", "no embed.", "FLOPs/token", "state", "steps", "seconds"]
@@ -195,7 +202,15 @@ def terminal_table(study: Study) -> str:
         out += lines
         if any(not verdict.ranked for _, _, verdict in rows(study, task)):
             out[-1:] = ["(!) not ranked", ""]
-    for sentence in judge.headline(study):
+        if len(judge.budgets(study, task)) > 1:
+            heads, body = budget_rows(study, task)
+            parts = [[cell.partition("\n") for cell in line] for line in body]
+            plain = [
+                [f"{value.split(' [')[0]}{f' ({steps})' if steps else ''}" for value, _, steps in line]
+                for line in parts
+            ]
+            out += [f"{task}: at every budget", *_aligned([heads, *plain]), ""]
+    for sentence in answer.headline(study):
         out += textwrap.wrap(sentence, 108)
     return "\n".join(out)
 
@@ -212,7 +227,7 @@ def pasted(study: Study, form: str) -> str:
         right = [number for _, number in columns(study, task)]
         out.append(_markdown(heads, body, right) if form == "markdown" else _latex(heads, body, right))
     proof = certificate.hash_of(certificate.claims(study))[:12]
-    said = f"{judge.first_line(study)} Made by `{command(study)}`; certificate {proof}."
+    said = f"{answer.first_line(study)} Made by `{command(study)}`; certificate {proof}."
     return "\n\n".join([*out, said if form == "markdown" else f"% {said}"])
 
 
@@ -248,7 +263,7 @@ def _aligned(lines: list[list[str]]) -> list[str]:
         return sum(max(len(row[i]) for row in cells) for i in range(len(cells[0]))) + 2 * (len(cells[0]) - 1)
 
     for name in SPARE:
-        if width(lines) > 108:
+        if name in lines[0] and width(lines) > 108:
             spare = lines[0].index(name)
             lines = [row[:spare] + row[spare + 1 :] for row in lines]
     if width(lines) > 108:
@@ -266,12 +281,13 @@ def _aligned(lines: list[list[str]]) -> list[str]:
 # ---- the page
 
 
-def html(study: Study, drawings: Sequence[figures.Drawing]) -> str:
+def html(study: Study, drawings: Sequence[canvas.Drawing]) -> str:
     """The page: one file, nothing fetched, light, dark and in print."""
     parts = [_header(study)]
     for task in study.tasks:
         own = [drawing for drawing in drawings if drawing.name.startswith(f"{task}-")]
         parts += [f"<section><h2>{escape(task.capitalize())}</h2>", _table(study, task)]
+        parts += [_budgets(study, task)] if len(judge.budgets(study, task)) > 1 else []
         parts += [_figure(drawing) for drawing in own]
         parts += [_comparisons(study, task), "</section>"]
     parts += [_checks(study), _failures(study), _limits(study), _reproduce(study)]
@@ -279,11 +295,11 @@ def html(study: Study, drawings: Sequence[figures.Drawing]) -> str:
 
 
 def _header(study: Study) -> str:
-    line = judge.first_line(study)
+    line = answer.first_line(study)
     ranked = all(v.ranked for task in study.tasks for v in judge.verdicts(study, task).values())
     fair = all(check.holds for task in study.tasks for check in judge.checks(study, task))
     fine = ranked and fair and not study.failures and study.tasks
-    sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in judge.headline(study))
+    sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in answer.headline(study))
     asked = question(study)
     asked = "" if asked.rstrip("?") == title(study).rstrip("?") else f'<p class="question">{escape(asked)}</p>'
     scale = study.facts.get("scale")
@@ -321,6 +337,43 @@ def _table(study: Study, task: str) -> str:
     )
 
 
+def budget_rows(study: Study, task: str) -> tuple[list[str], list[list[str]]]:
+    """What the arms reach at every budget of the study, and after how many steps: headings, and a row an arm."""
+    budgets = judge.budgets(study, task)
+    found = [(budget, *each) for each in differences.measures(study, task) for budget in budgets]
+    several = len(found) > len(budgets)
+    heads = ["arm"]
+    for budget, measure, entries in found:
+        what = ("bits per byte" if measure == "bits_per_byte" else f"exact, {entries}") if several else ""
+        heads.append(f"{judge.EQUAL[budget]}{', ' + what if what else ''}")
+    rows = []
+    for arm in study.arms("result", task=task):
+        cells = [arm]
+        for budget, measure, entries in found:
+            mine = judge.at(study, task, budget)[arm]
+            steps = sorted({run.result["steps"] for run in mine if run.finished})
+            cells.append(f"{_estimate(mine, measure, entries)}\n{'/'.join(f'{n:,}' for n in steps)} steps")
+        rows.append(cells)
+    return heads, rows
+
+
+def _budgets(study: Study, task: str) -> str:
+    heads, rows = budget_rows(study, task)
+    known = figures.styles(study)
+    head = "".join(f'<th class="{"n" if i else ""}">{escape(name)}</th>' for i, name in enumerate(heads))
+    body = ""
+    for arm, *cells in rows:
+        split = [cell.split("\n") for cell in cells]
+        tds = "".join(f'<td class="n">{escape(value)}<small>{escape(steps)}</small></td>' for value, steps in split)
+        body += f'<tr><td><i style="background:{known[arm].colour}"></i><b>{escape(arm)}</b></td>{tds}</tr>'
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        '<p class="note">At equal training FLOPs and at equal seconds the costlier arms end earlier, where they have '
+        "spent what the cheapest has in all its steps, each after a whole schedule of its own, on the beginning of the "
+        "same tokens. Seconds are those of an arm that has the machine to itself.</p>"
+    )
+
+
 def _cell(text: str) -> str:
     """A number's cell, its interval or second line below it in small."""
     mean, bracket, rest = text.partition(" [")
@@ -331,7 +384,7 @@ def _cell(text: str) -> str:
     return f'<td class="n">{escape(mean + unit)}<small>[{escape(bounds)}]</small></td>'
 
 
-def _figure(drawing: figures.Drawing) -> str:
+def _figure(drawing: canvas.Drawing) -> str:
     """Inline as an SVG image: sharp on any screen and in print; text as outlines, so that no font is needed."""
     from matplotlib import rc_context
 
@@ -349,30 +402,42 @@ def _figure(drawing: figures.Drawing) -> str:
 
 
 def _comparisons(study: Study, task: str) -> str:
-    found = [c for c in judge.comparisons(study) if c.task == task]
+    found = [c for c in differences.comparisons(study) if c.task == task]
     if not found:
         return ""
     lines = []
     for c in found:
         ahead = c.better
         p = c.p_checkpoints if c.difference is c.checkpoints else c.p_architectures
-        verdict = f"{ahead} ahead, {judge.level(c)}" if ahead else "no difference seen"
+        verdict = f"{ahead} ahead, {answer.level(c)}" if ahead else "no difference seen"
         what = f"exact match, {c.entries} {words(task).units}" if c.measure == "exact_match" else "bits per byte"
+        what += f", {judge.EQUAL[c.budget]}" if len(judge.budgets(study, task)) > 1 else ""
         lines.append(
             f'<tr class="{"" if ahead else "same"}"><td>{escape(what)}</td>'
             f"<td>{escape(c.first)} − {escape(c.second)}</td>"
-            f'{_cell(_signed(c))}<td class="n">{p:.2g}</td><td>{escape(verdict)}</td></tr>'
+            f'{_cell(_signed(c))}<td class="n">{_floor(c)}</td><td class="n">{p:.2g}</td>'
+            f"<td>{escape(verdict)}</td></tr>"
         )
     return (
         f"<details><summary>All {len(found)} differences between ranked arms</summary>"
-        '<div class="scroll"><table><thead><tr><th>measure</th><th>arms</th><th class="n">difference</th>'
+        '<div class="scroll"><table><thead><tr><th>measure</th><th>arms</th>'
+        '<th class="n">difference</th><th class="n">noise floor</th>'
         f'<th class="n">p (Holm)</th><th>reading</th></tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
         '<p class="note">Intervals are 95 % each; p is adjusted by Holm for all differences of the study at the same '
-        "level of claim. A difference is seen where that is below 0.05 and the interval leaves out zero.</p></details>"
+        "level of claim. A difference is seen where that is below 0.05 and the interval leaves out zero. Noise floor: "
+        "how far two runs of one of the arms lie apart (root mean square) that differ in both seeds, and below it in "
+        "the initialisation alone, where such runs were made.</p></details>"
     )
 
 
-def _signed(c: judge.Comparison) -> str:
+def _floor(c: differences.Comparison) -> str:
+    def said(value: float | None) -> str:
+        return "–" if value is None else f"{100 * value:.1f}" if c.measure == "exact_match" else f"{value:.3f}"
+
+    return f"{said(c.floor.seeds)}<small>{said(c.floor.start)}</small>"
+
+
+def _signed(c: differences.Comparison) -> str:
     mean, low, high, *_ = c.difference
     if c.measure == "exact_match":
         return f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] points"
@@ -462,7 +527,7 @@ def _limits(study: Study) -> str:
     said = []
     counts = [len(judge.replicates(study, task)) for task in study.tasks]
     if min(counts, default=0) < LEAST_SEEDS:
-        few = judge.listed([f"{n} seed{'s' * (n != 1)} on {t}" for n, t in zip(counts, study.tasks, strict=True)])
+        few = listed([f"{n} seed{'s' * (n != 1)} on {t}" for n, t in zip(counts, study.tasks, strict=True)])
         said.append(
             f"With {few}, sentences that rest on fewer than {LEAST_SEEDS} are about these checkpoints only: "
             "other seeds of the same architectures may differ by more than the intervals show."
@@ -488,10 +553,12 @@ def _limits(study: Study) -> str:
             f"{_short(max(r.result.get('tokens') or 0 for r in study.select('result')))} tokens at most; "
             "what larger ones do is not seen here."
         )
-    said.append(
-        "Arms are compared at equal tokens and steps, "
-        "not at equal FLOPs or seconds; curves against all three stand above."
-    )
+    without = [judge.EQUAL[b] for b in BUDGETS[1:] if all(b not in judge.budgets(study, task) for task in study.tasks)]
+    if without:
+        said.append(
+            f"Nothing is compared at {' or '.join(without)}: the curves against them stand above, and only their ends "
+            "are ends of whole schedules."
+        )
     lines = "".join(f"<li>{escape(text)}</li>" for text in said)
     return f"<section><h2>What this cannot say</h2><ul>{lines}</ul></section>"
 
@@ -502,95 +569,3 @@ def _reproduce(study: Study) -> str:
         "run folders alone; <code>study.json</code> holds every number, <code>figures/</code> every picture as PNG and "
         "its data as CSV.</p></section>"
     )
-
-
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
-
-STYLE = """
-:root { --page: #f6f7f9; --card: #fff; --ink: #1c2126; --soft: #5b646e; --line: #e1e5ea; --accent: #0b62a8;
-  --warn-page: #fff4e5; --warn-ink: #7a3d00; --warn-line: #f0b866; --fine-page: #eaf6ef; --fine-ink: #145a36;
-  --fine-line: #93cfae; --no: #b3261e; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #14171b; --card: #1d2126; --ink: #e7eaee; --soft: #a0a9b4; --line: #323840; --accent: #7cc0ff;
-    --warn-page: #33260f; --warn-ink: #ffd49a; --warn-line: #7c5a1d; --fine-page: #14291f; --fine-ink: #a5e0bf;
-    --fine-line: #2c5f45; --no: #ff8a80; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI",
-  Roboto, "Helvetica Neue", Arial, sans-serif; -webkit-text-size-adjust: 100%; }
-main { max-width: 1080px; margin: 0 auto; padding: 24px 24px 64px; }
-.status { margin: 0 0 28px; padding: 10px 16px; border-radius: 8px; border: 1px solid; font-size: 15px; }
-.status.warn { background: var(--warn-page); color: var(--warn-ink); border-color: var(--warn-line); }
-.status.fine { background: var(--fine-page); color: var(--fine-ink); border-color: var(--fine-line); }
-.eyebrow { margin: 0; color: var(--soft); font-size: 14px; letter-spacing: .02em; }
-h1 { margin: 2px 0 8px; font-size: 32px; line-height: 1.2; letter-spacing: -.015em; text-wrap: balance; }
-.question { margin: 0; font-size: 19px; color: var(--soft); text-wrap: pretty; max-width: 46em; }
-h2 { margin: 44px 0 12px; font-size: 21px; letter-spacing: -.01em; }
-h3 { margin: 20px 0 6px; font-size: 16px; }
-.answer { margin-top: 24px; padding: 4px 24px 10px; background: var(--card); border: 1px solid var(--line);
-  border-left: 4px solid var(--accent); border-radius: 8px; }
-.answer h2 { margin: 14px 0 4px; font-size: 14px; color: var(--accent); letter-spacing: .02em; }
-.answer ul { list-style: none; margin: 0; padding: 0; }
-.answer li { margin: 8px 0; }
-.answer li:first-child { font-size: 19px; line-height: 1.45; }
-.scroll { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
-table { border-collapse: collapse; width: 100%; font-size: 13.5px; line-height: 1.35;
-  font-variant-numeric: tabular-nums; }
-th, td { padding: 8px 9px; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 500; font-size: 12.5px; vertical-align: bottom; }
-tbody tr:last-child td { border-bottom: 0; }
-.n { text-align: right; white-space: nowrap; }
-th.n { white-space: normal; }
-td small { display: block; color: var(--soft); font-size: 11.5px; }
-td i { display: inline-block; width: 10px; height: 10px; border-radius: 50%; margin-right: 7px; }
-td:first-child { min-width: 11em; }
-tr.out { color: var(--soft); }
-tr.same td { color: var(--soft); }
-.tag { margin-left: 17px; padding: 1px 7px; border-radius: 99px; border: 1px solid var(--warn-line); font-size: 11.5px;
-  background: var(--warn-page); color: var(--warn-ink); }
-code, pre { font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
-td code { font-size: 11.5px; }
-td b + code { display: block; margin: 1px 0 0 17px; max-width: 14em; color: var(--soft); white-space: normal;
-  overflow-wrap: anywhere; }
-pre { margin: 0; padding: 12px 16px; background: var(--card); border: 1px solid var(--line); border-radius: 8px;
-  overflow-x: auto; }
-.note, .reasons, figcaption { color: var(--soft); font-size: 13.5px; }
-.reasons { margin: 10px 0; padding-left: 20px; }
-figure { margin: 24px 0; }
-.card { padding: 14px; background: #fff; border: 1px solid var(--line); border-radius: 8px; }
-.card img { display: block; width: 100%; height: auto; margin: 0 auto; }
-figcaption { margin-top: 8px; max-width: 60em; }
-figcaption span { white-space: nowrap; opacity: .75; }
-details { margin: 14px 0; }
-summary { cursor: pointer; color: var(--accent); font-size: 14.5px; margin-bottom: 8px; }
-.checks { list-style: none; margin: 0; padding: 0; }
-.checks li { display: flex; flex-wrap: wrap; gap: 0 10px; padding: 3px 0; }
-.checks b { width: 1em; color: var(--fine-ink); }
-.checks .no b { color: var(--no); }
-.checks .no { color: var(--no); font-weight: 600; }
-.checks span { color: var(--soft); font-size: 14px; font-weight: 400; }
-@media (max-width: 640px) { main { padding: 16px 14px 40px; } h1 { font-size: 26px; }
-  .answer { padding: 2px 16px 8px; } }
-@media print {
-  :root { --page: #fff; --card: #fff; --ink: #000; --soft: #444; --line: #ccc; --accent: #084d85; --warn-page: #fff;
-    --warn-ink: #7a3d00; --fine-page: #fff; --fine-ink: #145a36; --no: #b3261e; }
-  body { font-size: 10.5pt; } main { max-width: none; padding: 0; }
-  figure, tr, .answer { break-inside: avoid; } h2, h3 { break-after: avoid; }
-  table { font-size: 8pt; } th, td { padding: 3px 4px; } td small { font-size: 7pt; } th { font-size: 7.5pt; }
-  .scroll { overflow: visible; border: 0; } .card { padding: 0; border: 0; } details:not([open]) { display: none; }
-}
-"""

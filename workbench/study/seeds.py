@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from workbench.study import judge, statistics
+from workbench.study import differences, statistics
 from workbench.study.collect import collect
 
 CHANCE = 0.8
@@ -16,7 +16,7 @@ def seeds(folder: str | Path, difference: float | None = None) -> str:
     difference: the one that is to be seen, in bits per byte or as a proportion; by default each pair's own, as it was
     seen. Raises ValueError for a study in which no two arms finished two seeds.
     """
-    found = judge.spreads(collect(folder))
+    found = differences.spreads(collect(folder))
     if not found:
         raise ValueError(f"in {folder} no two arms finished two seeds of a task, so nothing tells how seeds vary")
     lines = [("task", "measure", "arms", "seeds", "difference", "deviation, 95 %", "seen from", "seeds needed")]

@@ -14,7 +14,7 @@ from workbench.count import ELEMENT_BYTES, count
 from workbench.devices import Device, priced
 from workbench.record import write_json
 from workbench.speed.predict import costs, decode, predict
-from workbench.study import judge
+from workbench.study import differences, judge
 from workbench.study.collect import Study
 from workbench.study.figures import drawable
 from workbench.study.sizes import binary
@@ -136,9 +136,9 @@ def against_quality(
                     if device is not None
                     else _idealized(config, prompt=prompt, progress=arm if progress else False, **asked)
                 )
-            for measure, entries in judge.measures(study, task):
+            for measure, entries in differences.measures(study, task):
                 about = {"task": task, "measure": measure, "entries": entries, "arm": arm, "seconds": seconds[config]}
-                estimate = judge.mean_of(mine, measure, entries)._asdict()
+                estimate = differences.mean_of(mine, measure, entries)._asdict()
                 rows.append(about | estimate | {"ranked": verdicts[arm].ranked})
     return rows
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ CHECKPOINTS = "these checkpoints"
 ARCHITECTURES = "these architectures"
 LEAST_SEEDS = 3  # for a claim about architectures
 LEAST_CLUSTERS = 5  # that differ, for an interval from their spread
+ALPHA = 0.05  # how often a claim may be wrong where there is no difference
 
 
 class Difference(NamedTuple):
@@ -110,11 +112,14 @@ def paired_t(a: Values, b: Values, level: float = 0.95) -> Difference:
     return Difference(mean, low, high, p, ARCHITECTURES, len(a))
 
 
-def compare(seeds: Sequence[tuple[Interval, Interval, Paired | None]]) -> tuple[Difference, Difference | None]:
+def compare(
+    seeds: Sequence[tuple[Interval, Interval, Paired | None]], alpha: float | None = ALPHA
+) -> tuple[Difference, Difference | None]:
     """a - b from each seed's (a, b, their paired difference over the same items or None): at both levels of claim.
 
     First about these checkpoints, from their items. Then, with three seeds or more, about these architectures: the
-    paired t over seeds, never narrower nor surer than the items allow; else None.
+    paired t over seeds, never narrower nor surer than the items allow; else None. alpha: what the second may err by at
+    this look of several (see `spent_at`), None for nothing; p is made comparable with 5%.
     """
     items = average([Interval(*paired[:3]) if paired else independent(a, b) for a, b, paired in seeds])
     margin = items.mean - items.low if items.mean >= 0 else items.high - items.mean  # towards zero
@@ -124,10 +129,32 @@ def compare(seeds: Sequence[tuple[Interval, Interval, Paired | None]]) -> tuple[
     statistic = quantile * abs(items.mean) / margin if margin > 0 else 0.0
     p = float(2 * (special.stdtr(freedom, -statistic) if math.isfinite(freedom) else special.ndtr(-statistic)))
     checkpoints = Difference(*items, p, CHECKPOINTS, len(seeds))
-    if len(seeds) < LEAST_SEEDS:
+    if len(seeds) < LEAST_SEEDS or not alpha:
         return checkpoints, None
-    t = paired_t([a.mean for a, _, _ in seeds], [b.mean for _, b, _ in seeds])
-    return checkpoints, t._replace(low=min(t.low, items.low), high=max(t.high, items.high), p=max(t.p, p))
+    t = paired_t([a.mean for a, _, _ in seeds], [b.mean for _, b, _ in seeds], 1 - alpha)
+    p = min(max(t.p, p) * ALPHA / alpha, 1.0)
+    return checkpoints, t._replace(low=min(t.low, items.low), high=max(t.high, items.high), p=p)
+
+
+# ---- several looks
+
+
+def spent_at(looks: Sequence[int]) -> dict[int, float]:
+    """What of the 5% each look may use up, for looks after so many seeds, announced before the first.
+
+    Little at first: a total of 2 - 2 Phi(z / sqrt(t)) after a fraction t of the last look's seeds, as O'Brien and
+    Fleming's bounds spend it. Each look has what the total grows by, so that together they err in at most 5% of
+    studies, however they depend on one another. Source: Lan & DeMets 1983, Biometrika 70(3).
+    Raises ValueError unless the looks grow and each may make a claim.
+    """
+    looks = list(looks)
+    if not looks or looks[0] < LEAST_SEEDS or any(a >= b for a, b in pairwise(looks)):
+        raise ValueError(
+            f"looks come after growing numbers of seeds, {LEAST_SEEDS} at least, such as (3, 5, 8); got {looks}"
+        )
+    z = normal_quantile(1 - ALPHA)
+    total = [float(2 * special.ndtr(-z / math.sqrt(seeds / looks[-1]))) for seeds in looks]
+    return dict(zip(looks, np.diff([0.0, *total]).tolist(), strict=True))
 
 
 # ---- how many seeds

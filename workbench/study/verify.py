@@ -89,7 +89,7 @@ def _of_runs(study: Study, check: Callable[[Run, Path], list[str]]) -> Finding:
     """One check over every run that finished; the first problem of each."""
     problems, absent, seen = [], [], 0
     for run in study.runs:
-        if not (run.finished and run.config) or any(p["relation"] == "imported" for p in run.result.get("parents", ())):
+        if not (run.finished and run.config) or _imported(run):
             continue
         try:
             found = check(run, study.folder / run.name)
@@ -105,6 +105,12 @@ def _of_runs(study: Study, check: Callable[[Run, Path], list[str]]) -> Finding:
         return _finding(what, problems, f"{seen} runs")
     rest = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
     return Finding(what, True if seen else None, f"{seen} runs; not told of {absent[0]}{rest}")
+
+
+def _imported(run: Run) -> bool:
+    """Whether it is a released model as it came, of which nothing here says how it was made."""
+    parents = run.result.get("parents", ())
+    return bool(parents) and parents[-1]["relation"] == "imported"
 
 
 @functools.cache

@@ -308,6 +308,7 @@ def _log(folder: Path, tracker: Any, run: RunConfig, position: Position, values:
     flops_per_token = count(run.model, run.data.length).train_flops_per_token
     row = {
         "step": position.step,
+        "digest": position.digest,
         "loss": position.loss / position.weight,
         "tokens": position.tokens,
         "flops": position.tokens * flops_per_token,

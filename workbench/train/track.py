@@ -43,10 +43,11 @@ def start(run: RunConfig, folder: Path, mode: str) -> Any | None:
     )
 
 
-def log_row(tracker: Any | None, row: dict[str, float]) -> None:
-    """A row of metrics.jsonl at its step."""
+def log_row(tracker: Any | None, row: dict[str, Any]) -> None:
+    """The numbers of a row of metrics.jsonl at its step."""
     if tracker is not None:
-        tracker.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
+        numbers = {name: value for name, value in row.items() if name != "step" and not isinstance(value, str)}
+        tracker.log(numbers, step=row["step"])
 
 
 def finish(tracker: Any | None, result: dict[str, Any] | None) -> None:
