@@ -1,0 +1,95 @@
+"""A whole study of real runs, killed three times: it ends with the claims and the table of one that was left alone."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from workbench.study.collect import collect
+from workbench.study.report import pasted
+
+EXPERIMENT = '''"""Does it matter that a study was killed?"""
+
+from workbench.config import AttentionConfig, ModelConfig, PhonebookConfig, PhonebookEvaluation, RunConfig
+
+PATTERNS = {"attention": "*", "both": "*-", "twice": "**", "mlp": "--"}
+
+
+def runs(scale):
+    data, exam = PhonebookConfig(entries=(2,), length=17, batch=2), PhonebookEvaluation(entries=(2, 4), books=4)
+    symbols = {"*": AttentionConfig(heads=2)}
+    return [RunConfig("small", arm, ModelConfig(pattern, 16, 76, symbols), data, exam, seed=seed,
+                      steps=600, evaluate_every=200, checkpoint_every=100)
+            for seed in range(3) for arm, pattern in PATTERNS.items()]
+'''
+
+
+def laid_out(root: Path) -> Path:
+    (root / "experiments").mkdir(parents=True)
+    path = root / "experiments" / "small.py"
+    path.write_text(EXPERIMENT)
+    return path
+
+
+def driver(path: Path) -> subprocess.Popen:
+    command = [str(Path(sys.executable).with_name("workbench")), "run", "experiments/small.py", "--wandb", "disabled"]
+    return subprocess.Popen(
+        command,
+        cwd=path.parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def until(path: Path, runs: int, process: subprocess.Popen) -> None:
+    """Waits until so many runs have logged a step."""
+    deadline = time.monotonic() + 300
+    while len(list(path.parents[1].glob("runs/small/*/metrics.jsonl"))) < runs and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+
+
+def end(process: subprocess.Popen) -> str:
+    out, _ = process.communicate(timeout=400)
+    return out
+
+
+@pytest.mark.slow
+def test_a_study_of_twelve_runs_killed_three_times_claims_what_one_left_alone_claims(tmp_path):
+    path = laid_out(tmp_path / "killed")
+    for runs in (2, 5):  # the driver, twice
+        process = driver(path)
+        until(path, runs, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    process = driver(path)
+    until(path, 8, process)
+    kernels = [
+        each for each in psutil.Process(process.pid).children(recursive=True) if "ipykernel" in str(each.cmdline())
+    ]
+    kernels[0].kill()  # one run, whose study goes on and says so
+    assert "FAILED" in end(process) and process.returncode == 1
+    process = driver(path)
+    assert "FAILED" not in end(process) and process.returncode == 0
+
+    alone = laid_out(tmp_path / "alone")
+    process = driver(alone)
+    assert "FAILED" not in end(process) and process.returncode == 0
+    folders = [each.parents[1] / "runs" / "small" for each in (path, alone)]
+    claims = [json.loads((folder / "certificate.json").read_text())["claims"] for folder in folders]
+    assert len(claims[0]["runs"]) == 12 and claims[0] == claims[1]
+    tables = [without_seconds(pasted(collect(folder), "markdown")) for folder in folders]
+    assert tables[0] == tables[1]
+
+
+def without_seconds(text: str) -> list[list[str]]:
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    column = rows[0].index("seconds")
+    return [row[:column] + row[column + 1 :] for row in rows]
