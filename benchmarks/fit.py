@@ -18,6 +18,7 @@ import numpy as np
 from train_cpu import keep, machine
 
 from workbench.config import load_file
+from workbench.generate import CAPACITY
 from workbench.model.language_model import create
 from workbench.speed.fit import fit
 from workbench.speed.measure import profile
@@ -39,8 +40,11 @@ def main() -> None:
     )
     for name in given.only:
         model = create(models[name], 0)
-        found = fit(profile(model, PROMPTS, TOKENS, progress=name).samples)
-        unseen = profile(model, BETWEEN_PROMPTS, BETWEEN_TOKENS, progress=f"{name}, held out").samples
+        prompts, tokens = (PROMPTS + BETWEEN_PROMPTS, TOKENS + BETWEEN_TOKENS)
+        samples = profile(model, prompts, tokens, progress=name).samples  # in turn, so that all meet the same machine
+        seen = [each for each in samples if each.prompt in PROMPTS and each.tokens in TOKENS]
+        found = fit(seen, capacity=CAPACITY)
+        unseen = [each for each in samples if each not in seen]
         errors = [abs(found.predict(each.prompt, each.tokens) / min(each.seconds) - 1) for each in unseen]
         row = {"architecture": name, "r_squared": found.r_squared, "median_error": float(np.median(errors))}
         row |= {"token_seconds": found.token_seconds, "drift": found.drift(FAR)}

@@ -24,6 +24,16 @@ def test_a_cost_model_is_recovered_from_what_it_gives():
     assert found.drift(15_000) == pytest.approx(1)
 
 
+def test_a_cache_that_is_read_whole_costs_its_room():
+    room = lambda context: max(256, 2 ** int(np.ceil(np.log2(context))))  # noqa: E731
+    cost = lambda p, o: np.interp(p, KNOTS, PROMPT) + sum(TOKEN + DRIFT * room(p + i + 1) for i in range(o))  # noqa: E731
+    found = fit([Sample(p, o, (cost(p, o),)) for p, o in GRID], capacity=256)
+    assert found.drift_seconds == pytest.approx(DRIFT, rel=1e-9)
+    for p, o in ((100, 5), (700, 30), (2000, 300)):
+        assert found.predict(p, o) == pytest.approx(cost(p, o), rel=1e-9)
+    assert found.drift(9000) == pytest.approx(DRIFT * 16_384 / TOKEN)
+
+
 def test_the_denoised_fit_stands_a_busy_machine():
     """A third of the trials take up to three times as long; nothing is ever faster than it can be."""
     rng = np.random.default_rng(0)

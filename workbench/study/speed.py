@@ -145,13 +145,14 @@ def against_quality(
 
 def _idealized(config: ModelConfig, *, batch: int, prompt: int, tokens: int, progress: bool | str) -> float:
     """Seconds on this machine by the runtime model: lengths around the one asked for, fastest trials."""
+    from workbench.generate import CAPACITY
     from workbench.model.language_model import create
     from workbench.speed.fit import fit
     from workbench.speed.measure import profile
 
     prompts, news = ({max(number // 4, 1), max(number, 2)} for number in (prompt, tokens))
     found = profile(create(config, 0), sorted(prompts), sorted(news), batch=batch, progress=progress)
-    return fit(found.samples, facts=found.facts).predict(prompt, tokens)
+    return fit(found.samples, capacity=CAPACITY, facts=found.facts).predict(prompt, tokens)
 
 
 def table(rows: Rows, first: str) -> str:
