@@ -633,7 +633,7 @@ class RunConfig:
     control_of: str = ""  # of a control: the arm that it differs from, in one thing
     parent: Parent | None = later(None)  # noqa: RUF009 - whose weights it starts from, instead of `seed`'s
     keep: tuple[int, ...] = later(())  # steps whose checkpoints stay, for runs that branch there
-    step_seconds: float | None = later(None)
+    step_seconds: float = later(0.0)  # of its arm alone on the machine, for equal seconds; 0: not timed
 
     def __post_init__(self):
         if self.role not in ROLES:

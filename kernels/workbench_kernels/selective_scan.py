@@ -122,7 +122,7 @@ def selective_scan_step(
     dtype = sum_dtype(state, x, dt, A, B, C)
     wide, dt, A, B, C = (a.astype(dtype) for a in (x, dt, A, B, C))
     state = jnp.exp(dt[..., None] * A[None]) * state + (dt * wide)[..., None] * B[:, None, :]
-    y = jnp.sum(state * C[:, None, :], axis=-1)
+    y = jnp.einsum("bin,bn->bi", state, C, precision="highest")  # a sum is one number at a time on a CPU
     if D is not None:
         require("D", D, ("I",), sizes)
         y = y + D.astype(dtype)[None] * wide

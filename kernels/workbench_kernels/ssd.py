@@ -120,10 +120,11 @@ def ssd_step(
     dtype = sum_dtype(state, x, dt, A, B, C)
     wide, dt, A, B, C = (a.astype(dtype) for a in (x, dt, A, B, C))
     heads = sizes["H"] // sizes["G"]
-    B, C = (jnp.repeat(a, heads, axis=1) for a in (B, C))
     decay = jnp.exp(dt * A[None])[..., None, None]
-    state = decay * state + (dt[..., None] * wide)[..., None] * B[:, :, None, :]
-    y = jnp.sum(state * C[:, :, None, :], axis=-1)
+    state = decay * state + (dt[..., None] * wide)[..., None] * jnp.repeat(B, heads, axis=1)[:, :, None, :]
+    # a product of a group's states with its C: a sum over the last axis is one number at a time on a CPU
+    grouped = state.reshape(sizes["B"], sizes["G"], heads * sizes["P"], sizes["N"])
+    y = jnp.einsum("bgmn,bgn->bgm", grouped, C, precision="highest").reshape(wide.shape)
     if D is not None:
         require("D", D, ("H",), sizes)
         y = y + D.astype(dtype)[None, :, None] * wide

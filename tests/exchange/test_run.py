@@ -53,6 +53,7 @@ def test_an_imported_model_is_a_run_that_says_where_it_is_from_and_is_exported_u
     assert f"imported: mamba-tied (`{parent['weights_hash']}`)" in (out / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_an_imported_model_is_trained_further_from_its_weights_and_the_report_says_what_is_unknown(source, tmp_path):
     folder, study = tmp_path / "runs" / "mamba", tmp_path / "runs" / "mine"
     imported = import_run(source, folder)

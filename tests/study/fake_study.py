@@ -95,7 +95,7 @@ def phonebook(
 
 def source(
     folder, arm, seed, longer=0, positions=(), *, steps=900, role="result", start=None, better=0.0, stream=None,
-    step_seconds=None, **changes,
+    step_seconds=0.0, **changes,
 ):  # fmt: skip
     """One finished text run, or one that was extended to a longer length; with bits per byte at (start, end, mean)s.
 
