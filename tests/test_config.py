@@ -238,6 +238,7 @@ OTHER = {  # another legal value for the fields where adding one is not
     "z_loss": 1e-4,
     "role": "long",
     "keep": (2, 3),
+    "step_seconds": 0.02,
 }
 
 
