@@ -121,6 +121,8 @@ def selective_scan_step(
     require("C", C, ("B", "N"), sizes)
     dtype = sum_dtype(state, x, dt, A, B, C)
     wide, dt, A, B, C = (a.astype(dtype) for a in (x, dt, A, B, C))
+    # what they are computed from is not computed again for every number of the state
+    wide, dt, B, C = jax.lax.optimization_barrier((wide, dt, B, C))
     state = jnp.exp(dt[..., None] * A[None]) * state + (dt * wide)[..., None] * B[:, None, :]
     y = jnp.einsum("bin,bn->bi", state, C, precision="highest")  # a sum is one number at a time on a CPU
     if D is not None:

@@ -120,6 +120,8 @@ def ssd_step(
     dtype = sum_dtype(state, x, dt, A, B, C)
     wide, dt, A, B, C = (a.astype(dtype) for a in (x, dt, A, B, C))
     heads = sizes["H"] // sizes["G"]
+    # what they are computed from is not computed again for every number of the state
+    wide, dt, B, C = jax.lax.optimization_barrier((wide, dt, B, C))
     decay = jnp.exp(dt * A[None])[..., None, None]
     state = decay * state + (dt[..., None] * wide)[..., None] * jnp.repeat(B, heads, axis=1)[:, :, None, :]
     # a product of a group's states with its C: a sum over the last axis is one number at a time on a CPU
