@@ -4,14 +4,16 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
+from workbench.config import load_file
 from workbench.study.collect import collect
 from workbench.study.report import pasted
+
+until_started = load_file(Path(__file__).with_name("test_launch.py")).until_started
 
 EXPERIMENT = '''"""Does it matter that a study was killed?"""
 
@@ -48,14 +50,6 @@ def driver(path: Path) -> subprocess.Popen:
     )
 
 
-def until(path: Path, runs: int, process: subprocess.Popen) -> None:
-    """Waits until so many runs have logged a step."""
-    deadline = time.monotonic() + 300
-    while len(list(path.parents[1].glob("runs/small/*/metrics.jsonl"))) < runs and time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.05)
-
-
 def end(process: subprocess.Popen) -> str:
     out, _ = process.communicate(timeout=400)
     return out
@@ -66,11 +60,11 @@ def test_a_study_of_twelve_runs_killed_three_times_claims_what_one_left_alone_cl
     path = laid_out(tmp_path / "killed")
     for runs in (2, 5):  # the driver, twice
         process = driver(path)
-        until(path, runs, process)
+        until_started(path, runs, process)
         process.send_signal(signal.SIGKILL)
         process.wait()
     process = driver(path)
-    until(path, 8, process)
+    until_started(path, 8, process)
     kernels = [
         each for each in psutil.Process(process.pid).children(recursive=True) if "ipykernel" in str(each.cmdline())
     ]

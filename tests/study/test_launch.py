@@ -108,6 +108,14 @@ def driver(path: Path, launcher: str) -> subprocess.Popen:
     )  # fmt: skip
 
 
+def until_started(path: Path, runs: int, process: subprocess.Popen) -> None:
+    """Waits until so many runs of the experiment's study have logged a step."""
+    deadline = time.monotonic() + 300
+    while len(list(path.parents[1].glob("runs/small/*/metrics.jsonl"))) < runs and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+
+
 def left(path: Path) -> dict[str, str]:
     """What a study's folder holds that does not depend on time or place, and its report."""
     folder = path.parents[1] / "runs" / "small"
@@ -127,10 +135,7 @@ def left(path: Path) -> dict[str, str]:
 def test_a_killed_driver_is_followed_by_another_and_all_launchers_leave_the_same(tmp_path, cluster, launcher):
     path = laid_out(tmp_path / "study", 2000)
     first = driver(path, launcher)
-    until = time.monotonic() + 120
-    while len(list((tmp_path / "study").glob("runs/small/*/metrics.jsonl"))) < 2 and time.monotonic() < until:
-        assert first.poll() is None, first.communicate()[0]
-        time.sleep(0.1)
+    until_started(path, 2, first)
     first.send_signal(signal.SIGKILL)
     first.wait()
     assert not (path.parents[1] / "runs/small/report.html").exists()
@@ -178,10 +183,7 @@ def test_a_job_that_meets_its_time_limit_is_queued_again_and_goes_on(tmp_path, c
 def test_stopping_a_driver_stops_its_runs_elsewhere(tmp_path, cluster, launcher):
     path = laid_out(tmp_path / "study", 100_000)
     process = driver(path, launcher)
-    until = time.monotonic() + 120
-    while len(list((tmp_path / "study").glob("runs/small/*/metrics.jsonl"))) < 2 and time.monotonic() < until:
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.1)
+    until_started(path, 2, process)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "the same command resumes" in out, out
