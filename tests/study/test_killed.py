@@ -1,9 +1,10 @@
-"""A whole study of real runs, killed three times: it ends with the claims and the table of one that was left alone."""
+"""A whole study of real runs, killed three times or run through Ray, ends with the claims of one left alone."""
 
 import json
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -38,10 +39,10 @@ def laid_out(root: Path) -> Path:
     return path
 
 
-def driver(path: Path) -> subprocess.Popen:
+def driver(path: Path, *more: str) -> subprocess.Popen:
     command = [str(Path(sys.executable).with_name("workbench")), "run", "experiments/small.py", "--wandb", "disabled"]
     return subprocess.Popen(
-        command,
+        [*command, *more],
         cwd=path.parents[1],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -55,8 +56,16 @@ def end(process: subprocess.Popen) -> str:
     return out
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    path = laid_out(tmp_path_factory.mktemp("alone"))
+    process = driver(path)
+    assert "FAILED" not in end(process) and process.returncode == 0
+    return path
+
+
 @pytest.mark.slow
-def test_a_study_of_twelve_runs_killed_three_times_claims_what_one_left_alone_claims(tmp_path):
+def test_a_study_of_twelve_runs_killed_three_times_claims_what_one_left_alone_claims(tmp_path, alone):
     path = laid_out(tmp_path / "killed")
     for runs in (2, 5):  # the driver, twice
         process = driver(path)
@@ -73,9 +82,20 @@ def test_a_study_of_twelve_runs_killed_three_times_claims_what_one_left_alone_cl
     process = driver(path)
     assert "FAILED" not in end(process) and process.returncode == 0
 
-    alone = laid_out(tmp_path / "alone")
-    process = driver(alone)
-    assert "FAILED" not in end(process) and process.returncode == 0
+    equal(path, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
+def test_through_ray_with_two_workers_it_claims_the_same(tmp_path, alone):
+    path = laid_out(tmp_path / "ray")
+    process = driver(path, "--launcher", "ray", "--jobs", "2")
+    out = end(process)
+    assert "on a Ray cluster" in out and process.returncode == 0, out
+    equal(path, alone)
+
+
+def equal(path: Path, alone: Path) -> None:
     folders = [each.parents[1] / "runs" / "small" for each in (path, alone)]
     claims = [json.loads((folder / "certificate.json").read_text())["claims"] for folder in folders]
     assert len(claims[0]["runs"]) == 12 and claims[0] == claims[1]
