@@ -19,6 +19,7 @@ DIVIDED = {
     "I": ("tensor",),
     "H": ("tensor",),
     "G": ("tensor",),
+    "V": ("tensor",),
 }
 
 

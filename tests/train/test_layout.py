@@ -98,8 +98,10 @@ def test_a_layout_that_the_machine_or_the_batch_does_not_fit_is_refused():
 if __name__ == "__main__":
     from pathlib import Path
 
+    from workbench.train import loss
     from workbench.train.loop import train
 
+    loss.CHUNK = 10  # so that there are several on each device, and the last is not full
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         dtype, periods, *names = sys.argv[1:]

@@ -15,7 +15,8 @@ LAYOUTS = {
     "parts": Layout(fsdp=8, micro=2, remat="all"),
     "2 x 2 x 2": Layout(data=2, fsdp=2, tensor=2),
 }
-PLANNED = [(32, "data"), (32, "parts"), (64, "parts"), (32, "2 x 2 x 2")]  # length, layout
+PLANNED = [(32, "data"), (32, "parts"), (64, "parts"), (32, "2 x 2 x 2"), (64, "2 x 2 x 2")]  # length, layout
+CHUNK = 44  # of the last one's logits: two devices have 132 each
 
 
 def config(length):
@@ -46,6 +47,11 @@ def test_the_products_in_the_program_are_those_that_are_counted(plans, name):
     assert plan["compiled_flops"] == plan["flops"]
 
 
+def test_logits_in_chunks_are_divided_over_the_devices_that_divide_the_head_and_made_once_more(plans):
+    plan, model = plans[64, "2 x 2 x 2"], config(64).model
+    assert plan["compiled_flops"] == plan["flops"] + plan["tokens"] * 2 * model.width * model.vocabulary
+
+
 def test_layers_made_again_run_the_product_whose_result_the_gradient_needs_once_more(plans):
     """The first of an MLP's two: its last one's result is the next layer's to make."""
     plan, model = plans[32, "parts"], config(32).model
@@ -72,6 +78,10 @@ def test_rows_stay_on_their_devices(plans):
 
 if __name__ == "__main__":
     from workbench.study.plans import make, row
+    from workbench.train import loss
 
-    made = [(length, name, make([config(length)], LAYOUTS[name], "cpu", 8)[0]) for length, name in PLANNED]
-    print(json.dumps([(length, name, row(plan, 0.4)) for length, name, plan in made]))
+    made = []
+    for length, name in PLANNED:
+        loss.CHUNK = CHUNK if (length, name) == PLANNED[-1] else loss.CHUNK
+        made.append((length, name, row(make([config(length)], LAYOUTS[name], "cpu", 8)[0], 0.4)))
+    print(json.dumps(made))

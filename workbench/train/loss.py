@@ -5,12 +5,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+from workbench_kernels.mesh import divide, parts
 
 from workbench.model.language_model import LanguageModel
 from workbench.model.norm import wide
 from workbench.model.product import product
 
-CHUNK = 8192  # logits of the vocabulary that are held at a time
+CHUNK = 8192  # logits of a token that a device holds at a time
 
 
 def loss(
@@ -31,7 +32,7 @@ def loss(
 def negative_log_likelihood(
     hidden: Float[Array, "B T D"], head: Float[Array, "D V"], targets: Int[Array, "B T"], chunk: int = CHUNK
 ) -> Float[Array, "B T"]:
-    """-log softmax(hidden head)[target], float32 or wider, at most `chunk` logits a token held at a time."""
+    """-log softmax(hidden head)[target], float32 or wider; a device holds `chunk` logits of a token at a time."""
     total, chosen = _of_targets(hidden, head, targets, chunk)
     return total - chosen
 
@@ -44,24 +45,31 @@ def _of_targets(hidden: jax.Array, head: jax.Array, targets: jax.Array, chunk: i
     # Rounded after the look-up, so that the gradients of one target add up in the head's own dtype.
     chosen = jnp.take(head, targets, axis=1, mode="clip").transpose(1, 2, 0).astype(hidden.dtype)
     of_target = jnp.sum(wide(hidden) * wide(chosen), axis=-1)
-    head = head.astype(hidden.dtype)
-    chunks = -(-vocabulary // chunk)
-    padded = jnp.pad(head, ((0, 0), (0, chunks * chunk - vocabulary)))
-    columns = jnp.moveaxis(padded.reshape(-1, chunks, chunk), 1, 0)
+    # Devices that divide the vocabulary each go over their own part of it, and their totals meet at the end.
+    over = parts("V", vocabulary)
+    own = vocabulary // over
+    chunks = -(-own // chunk)
+    columns = jnp.pad(head.astype(hidden.dtype).reshape(-1, over, own), ((0, 0), (0, 0), (0, chunks * chunk - own)))
+    columns = jnp.moveaxis(columns.reshape(-1, over, chunks, chunk), 2, 0)
 
     @jax.checkpoint
     def body(carry, inputs):
         highest, total = carry
         index, part = inputs
-        real = index * chunk + jnp.arange(chunk) < vocabulary
-        logits = jnp.where(real[None, None], product(hidden, part, wide(hidden).dtype), -jnp.inf)
+        real = index * chunk + jnp.arange(chunk) < own
+        logits = product(hidden, part.reshape(-1, over * chunk), wide(hidden).dtype)
+        logits = divide(logits.reshape(*targets.shape, over, chunk), "BTV_")
+        logits = jnp.where(real[None, None, None], logits, -jnp.inf)
         new = jnp.maximum(highest, jax.lax.stop_gradient(logits.max(axis=-1)))
         total = total * jnp.exp(highest - new) + jnp.sum(jnp.exp(logits - new[..., None]), axis=-1)
         return (new, total), None
 
-    start = (jnp.full(targets.shape, -1e30, wide(hidden).dtype), jnp.zeros(targets.shape, wide(hidden).dtype))
-    (highest, total), _ = jax.lax.scan(body, start, (jnp.arange(chunks), columns))
-    return highest + jnp.log(total), of_target
+    shape, dtype = (*targets.shape, over), wide(hidden).dtype
+    (highest, total), _ = jax.lax.scan(
+        body, (jnp.full(shape, -1e30, dtype), jnp.zeros(shape, dtype)), (jnp.arange(chunks), columns)
+    )
+    top = highest.max(axis=-1)
+    return top + jnp.log(jnp.sum(total * jnp.exp(highest - top[..., None]), axis=-1)), of_target
 
 
 @jax.custom_vjp
