@@ -68,6 +68,17 @@ def test_an_unknown_override_is_refused_with_the_nearest(capsys, root):
     assert "did you mean 'learning_rate'" in capsys.readouterr().err
 
 
+def test_overrides_may_stand_before_and_after_options(capsys, root):
+    tables = []
+    for words in (["model.width=32", "--scale", "tiny"], ["--scale", "tiny", "model.width=32"]):
+        assert main(["sizes", str(root / "experiments" / "text.py"), *words]) == 0
+        tables.append(capsys.readouterr().out)
+    assert tables[0] == tables[1] and "20.58 k" in tables[0]
+    with pytest.raises(SystemExit):
+        main(["sizes", str(root / "experiments" / "text.py"), "--scales", "tiny", "model.width=32"])
+    assert "unrecognized arguments: --scales tiny model.width=32" in capsys.readouterr().err
+
+
 def test_sizes_prints_a_table_and_with_json_a_list_of_objects(capsys, root):
     path = str(root / "experiments" / "waleffe_8b.py")
     assert main(["sizes", path, "--json", "--context", "1024"]) == 0

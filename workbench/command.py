@@ -35,6 +35,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Command(argparse.ArgumentParser):
+    """Takes its NAME=VALUE (any list of words) after options too, as in FILE --scale tiny steps=5."""
+
+    words: str | None = None
+
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
+        if options.get("nargs") in ("*", "+") and not names[0].startswith("-"):
+            self.words = names[0]
+        return super().add_argument(*names, **options)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+        given, left = super().parse_known_args(args, namespace)
+        if self.words is None or any(word.startswith("-") for word in left):
+            return given, left
+        getattr(given, self.words).extend(left)
+        return given, []
+
+
 def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
@@ -54,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"workbench {__version__}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Command)
 
     def command(name, call, text, epilog):
         each = commands.add_parser(
@@ -66,6 +84,11 @@ def parser() -> argparse.ArgumentParser:
         )
         each.set_defaults(call=call)
         return each
+
+    def experiment(each):
+        each.add_argument("file", metavar="FILE", help="an experiment file, such as experiments/phonebook.py")
+        each.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="changes to every run")
+        each.add_argument("--scale", help="one of the file's SCALES (default: the first)")
 
     each = command(
         "run",
@@ -86,9 +109,7 @@ Launchers differ in where runs are executed, never in what they leave; every mac
 slurm). SLURM's jobs, a run each, take sbatch's own SBATCH_ variables and outlive this command: again, it follows them.
 Ctrl-C stops the runs, saved.""",
     )
-    each.add_argument("file", metavar="FILE", help="an experiment file, such as experiments/phonebook.py")
-    each.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="changes to every run")
-    each.add_argument("--scale", help="one of the file's SCALES (default: the first)")
+    experiment(each)
     each.add_argument("--jobs", type=int, help="runs at a time (default: one a core, at most 8; one on a GPU)")
     each.add_argument(
         "--launcher",
@@ -113,9 +134,7 @@ Ctrl-C stops the runs, saved.""",
 Time is from what runs of the same model and sizes of data took on this machine; the spread over seeds from the study's
 own folder, or from another one's (--like).""",
     )
-    each.add_argument("file", metavar="FILE", help="an experiment file")
-    each.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="changes to every run")
-    each.add_argument("--scale", help="one of the file's SCALES (default: the first)")
+    experiment(each)
     each.add_argument("--jobs", type=int, help="runs at a time (default: as workbench run)")
     each.add_argument("--measure", action="store_true", help="time and compile each distinct model first")
     each.add_argument("--like", metavar="STUDY_FOLDER", help="whose spread over seeds to expect")
@@ -206,12 +225,12 @@ their hashes pass where they agree with one another.""",
         "print parameters, FLOPs a token and state bytes of an experiment's architectures",
         """examples:
   workbench sizes experiments/waleffe_8b.py
+  workbench sizes experiments/phonebook.py model.width=128
   workbench sizes experiments/phonebook.py --json --context 4096
 
 Nothing is built or trained: the numbers follow from the configs alone.""",
     )
-    each.add_argument("file", metavar="FILE", help="an experiment file")
-    each.add_argument("--scale", help="one of the file's SCALES (default: the first)")
+    experiment(each)
     each.add_argument("--context", type=int, default=4096, help="tokens at which the state is counted (default: 4096)")
     each.add_argument("--json", action="store_true", help="a list of objects instead of a table")
 
@@ -227,9 +246,7 @@ Nothing is built or trained: the numbers follow from the configs alone.""",
 Without --layout a few are tried, and which fit is said. Nothing is run and no weight is made. Compiling for an H100
 needs JAX's CUDA plugin, but no GPU: ./setup.sh sm90a installs it beside this environment.""",
     )
-    each.add_argument("file", metavar="FILE", help="an experiment file")
-    each.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="changes to every run")
-    each.add_argument("--scale", help="one of the file's SCALES (default: the first)")
+    experiment(each)
     each.add_argument("--arm", action="append", help="plan this arm alone (may be given again)")
     each.add_argument("--device", choices=("h100", "cpu"), default="h100", help="default: h100")
     each.add_argument("--count", type=int, help="devices (default: those of the layout, or 8)")
@@ -287,8 +304,7 @@ tasks download); waleffe holds the twelve of the paper, waleffe_mmlu_5 the one w
 A prediction counts the bytes and FLOPs of a step against what the device can move and compute; of this machine both are
 measured by themselves first, and the predictions are written before any step is timed.""",
     )
-    each.add_argument("file", metavar="FILE", help="an experiment file")
-    each.add_argument("--scale", help="one of the file's SCALES (default: the first)")
+    experiment(each)
     each.add_argument("--device", help="predict for h100, h200, a100 or tpu-v5e, and measure nothing")
     each.add_argument("--prices", metavar="FILE", help='what an hour costs: {"h100": {"dollars_an_hour": 2.5}, ...}')
     each.add_argument("--batches", type=_numbers, default=(1, 8), help="sequences at a time (default: 1,8)")
@@ -529,7 +545,7 @@ def _sizes(given: argparse.Namespace) -> None:
     from workbench.study import sizes
     from workbench.study.experiment import load
 
-    rows = sizes.rows(load(given.file, given.scale).runs, given.context)
+    rows = sizes.rows(load(given.file, given.scale, given.overrides).runs, given.context)
     print(json.dumps(rows, indent=1) if given.json else sizes.table(rows))
 
 
@@ -672,7 +688,7 @@ def _speed(given: argparse.Namespace) -> None:
     from workbench.study.experiment import load
     from workbench.study.speed_figures import decoding
 
-    runs = load(given.file, given.scale).runs
+    runs = load(given.file, given.scale, given.overrides).runs
     models = speed.models(runs)
     folder = given.folder or Path("runs") / f"{runs[0].study}-speed"
     chosen = device(given.device) if given.device else None
