@@ -7,20 +7,24 @@ import sys
 
 import pytest
 
-from workbench.config import Layout, MLPConfig, ModelConfig, OptimizerConfig, RunConfig, TextConfig
+from workbench.config import AttentionConfig, Layout, MLPConfig, ModelConfig, OptimizerConfig, RunConfig, TextConfig
 from workbench.count import count
 
 LAYOUTS = {
     "data": Layout(data=8),
     "parts": Layout(fsdp=8, micro=2, remat="all"),
     "2 x 2 x 2": Layout(data=2, fsdp=2, tensor=2),
+    "sequence": Layout(sequence=8, remat="all"),
 }
-PLANNED = [(32, "data"), (32, "parts"), (64, "parts"), (32, "2 x 2 x 2"), (64, "2 x 2 x 2")]  # length, layout
+# length, layout
+PLANNED = [(32, "data"), (32, "parts"), (64, "parts"), (32, "2 x 2 x 2"), (2048, "sequence"), (4096, "sequence")]
+PLANNED += [(64, "2 x 2 x 2")]
 CHUNK = 44  # of the last one's logits: two devices have 132 each
 
 
-def config(length):
-    model = ModelConfig("-" * 18, 16, 264, {"-": MLPConfig(hidden=32)})  # more layers than a CPU runs one by one
+def config(length, layer="-"):
+    symbols = {"-": MLPConfig(hidden=32), "*": AttentionConfig(heads=2)}
+    model = ModelConfig(layer * 18, 16, 264, symbols)  # more layers than a CPU runs one by one
     return RunConfig("study", "arm", model, TextConfig(length=length, batch=16), None, OptimizerConfig(), steps=10)
 
 
@@ -76,6 +80,12 @@ def test_rows_stay_on_their_devices(plans):
     assert grown == {kind: expected.get(kind, 0) for kind in once}
 
 
+def test_attention_in_a_ring_holds_no_score_or_mask_of_all_visits(plans):
+    """They would grow with the square of the length."""
+    once, twice = (plans[length, "sequence"]["temporary_bytes"] for length in (2048, 4096))
+    assert twice < 2 * once
+
+
 if __name__ == "__main__":
     from workbench.study.plans import make, row
     from workbench.train import loss
@@ -83,5 +93,11 @@ if __name__ == "__main__":
     made = []
     for length, name in PLANNED:
         loss.CHUNK = CHUNK if (length, name) == PLANNED[-1] else loss.CHUNK
-        made.append((length, name, row(make([config(length)], LAYOUTS[name], "cpu", 8)[0], 0.4)))
+        made.append(
+            (
+                length,
+                name,
+                row(make([config(length, "*" if name == "sequence" else "-")], LAYOUTS[name], "cpu", 8)[0], 0.4),
+            )
+        )
     print(json.dumps(made))

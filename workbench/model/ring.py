@@ -51,7 +51,10 @@ def _own(part, window, q, k, v, segments):
 
 def _forward(part, window, q, k, v, segments):
     """Saves what each query read and the logarithm of its weights' sum, and nothing else that was not given."""
-    visits, index, unseen = _round(q.shape[1], window)
+    # Who sees whom hangs on no weight. Tied to the queries it is made where it is needed; else JAX takes it out of the
+    # scan over layers, and holds the masks of all visits and blocks at once, broadcast over heads.
+    q, segments, place = jax.lax.optimization_barrier((q, segments, jax.lax.axis_index("sequence")))
+    visits, index, unseen = _round(q.shape[1], window, place)
     queries = _blocks((q, index(0), segments))
 
     def look(read, visitors, key_index):
@@ -81,7 +84,7 @@ def _forward(part, window, q, k, v, segments):
 def _backward(part, window, saved, dy):
     """Keys go round once more, and their gradients with them; with dy . y, each visit's weights need no other's."""
     q, k, v, segments, y, log_total = saved
-    visits, index, unseen = _round(q.shape[1], window)
+    visits, index, unseen = _round(q.shape[1], window, jax.lax.axis_index("sequence"))
     queries = _blocks((q, index(0), segments))
     dread = _blocks(wide(dy)).transpose(0, 1, 3, 4, 2, 5)
     dtotal = -jnp.sum(dread * _blocks(wide(y)).transpose(0, 1, 3, 4, 2, 5), axis=-1, keepdims=True)
@@ -117,11 +120,11 @@ def _backward(part, window, saved, dy):
 _own.defvjp(_forward, _backward)
 
 
-def _round(time: int, window: int | None):
+def _round(time: int, window: int | None, place: jax.Array):
     """Steps 0, 1, ... in which the keys of the part 0, 1, ... before a device's own visit it; their index; and whether
     they come after its queries. With a window, farther parts are not asked.
     """
-    devices, place = jax.lax.axis_size("sequence"), jax.lax.axis_index("sequence")
+    devices = jax.lax.axis_size("sequence")
     near = devices if window is None else min(devices, 1 - (1 - window) // time)
     index = lambda step: ((place - step) * time + jnp.arange(time, dtype=jnp.int32))[None]  # noqa: E731
     return jnp.arange(near, dtype=jnp.int32), index, lambda step: place < step
