@@ -65,7 +65,7 @@ TEXT = {
         (Packages(("click", "pexpect", "tqdm")),), tokenizer="bpe-512", held_out=0.1, length=64, batch=4
     ),
 }
-STEPS = {"default": 450, "tiny": 40}
+STEPS = {"default": 280, "tiny": 40}
 TUNING_STEPS = {"default": 100, "tiny": 20}  # shorter, for every arm alike, or they would cost more than the study
 SEEDS = (1, 2)
 GRID = (1e-3, 2e-3, 4e-3, 8e-3)
