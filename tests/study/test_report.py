@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from workbench.config import load_file
-from workbench.study import answer, figures, judge
+from workbench.study import answer, differences, figures, judge
 from workbench.study.collect import collect
 from workbench.study.report import columns, html, pasted, report, rows, terminal_table
 
@@ -74,6 +74,21 @@ def test_every_figure_is_a_png_with_its_data_beside_it(troubled):
         rows = [row for row in csv.DictReader(file) if row["arm"] == "hybrid" and row["measure"] == "exact_match"]
     result = next(run for run in collect(folder).select("result", task="phonebook", arm="hybrid")).by_entries()
     assert float(next(r for r in rows if r["seed"] == "0" and r["entries"] == "8")["mean"]) == result[8].mean
+
+
+def test_the_distance_of_every_arm_to_the_best_is_drawn_as_it_was_compared(troubled):
+    folder, _ = troubled
+    study = collect(folder)
+    (drawing,) = (each for each in figures.drawings(study) if each.name == "text-gaps")
+    found = {(c.first, c.second): c for c in differences.comparisons(study) if c.task == "text"}
+    arms = judge.ranked(study, "text")
+    (best,) = {row["best"] for row in drawing.rows}
+    assert [row["arm"] for row in drawing.rows] == [arm for arm in arms if arm != best]
+    for row in drawing.rows:
+        c = found.get((row["arm"], best)) or found[best, row["arm"]]
+        assert abs(c.checkpoints.mean) == row["behind"] and row["low"] <= row["behind"] <= row["high"]
+    (ax,) = drawing.figure.axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == arms and best in ax.get_xlabel()
 
 
 def test_a_page_rebuilt_is_the_same_page(troubled):

@@ -51,6 +51,8 @@ def drawings(study: Study) -> list[Drawing]:
                 out.append(depth(study, task))
         if text:
             out.append(text_bits(study, task))
+        if len(judge.ranked(study, task)) > 1 and differences.measures(study, task):
+            out.append(gaps(study, task))
         if len(judge.budgets(study, task)) > 1 and differences.measures(study, task):
             out.append(at_budgets(study, task))
         if scaling.runs(study, task):
@@ -265,6 +267,65 @@ def text_bits(study: Study, task: str) -> Drawing:
     print_across(figure, banner)
     caption = f"Bits per byte on text of groups that were not trained on; bars: 95 %, {_band(runs)}."
     return Drawing(f"{task}-bits", figure, rows, caption)
+
+
+def gaps(study: Study, task: str) -> Drawing:
+    """How far each ranked arm lies behind the best, paired, at both levels of claim, beside the noise floor."""
+    measures, arms, known = differences.measures(study, task), judge.ranked(study, task), styles(study)
+    compared = [c for c in differences.comparisons(study) if (c.task, c.budget) == (task, "tokens")]
+    size = (1.6 + 3.4 * len(measures), 1.3 + 0.36 * len(arms))
+    figure, axes = canvas(1, len(measures), size, sharey=True)
+    ended, rows = judge.at(study, task, "tokens"), []
+    for ax, (measure, entries) in zip(axes, measures, strict=True):
+        means = {arm: differences.mean_of(ended[arm], measure, entries).mean for arm in arms}
+        best = (min if measure in BITS else max)(arms, key=means.get)
+        scale = 1 if measure in BITS else 100
+        reach = [0.0]
+        for place, arm in enumerate(arms):
+            colour, marker = known[arm]
+            if arm == best:
+                ax.annotate("best", (0, place), (0, 7), textcoords="offset points", ha="center", color=colour)
+                ax.plot(0, place, marker, color=colour, markersize=7)
+                continue
+            c = next(
+                c for c in compared if (c.measure, c.entries, {c.first, c.second}) == (measure, entries, {arm, best})
+            )
+            turn = scale * (1 if (c.first == best) == (measure == "exact_match") else -1)
+            levels = ((c.architectures, c.p_architectures, 1.2, 1), (c.checkpoints, c.p_checkpoints, 4, 0.5))
+            for difference, p, width, strength in levels:
+                if difference is not None:
+                    low, high = sorted((turn * difference.low, turn * difference.high))
+                    ax.plot(
+                        [low, high], [place] * 2, color=colour, linewidth=width, alpha=strength, solid_capstyle="butt"
+                    )
+                    keys = {"measure": measure, "entries": entries, "best": best, "arm": arm, "claim": difference.claim}
+                    rows.append({**keys, "behind": turn * difference.mean, "low": low, "high": high, "p_holm": p})
+            mean = turn * c.difference.mean
+            ax.plot(mean, place, marker, color=colour, markersize=7, markerfacecolor=colour if c.claim else "white")
+            ax.annotate(
+                f"{mean:+.3f}" if scale == 1 else f"{mean:+.1f}", (mean, place), (0, 7), textcoords="offset points",
+                ha="center", color=colour,
+            )  # fmt: skip
+            if c.floor.seeds is not None:
+                ax.fill_betweenx([place - 0.4, place + 0.4], 0, scale * c.floor.seeds, color=SHADE, zorder=0)
+            reach += [turn * c.checkpoints.low, turn * c.checkpoints.high, scale * (c.floor.seeds or 0)]
+        ax.axvline(0, color=FAINT, linewidth=0.8, zorder=0.5)
+        margin = 0.12 * (max(reach) - min(reach)) or 1
+        ax.set_xlim(min(reach) - margin, max(reach) + margin)
+        books = f"points of exact match less than {best}, {entries} {words(task).units}"
+        ax.set_xlabel(f"bits per byte more than {best}" if measure in BITS else books)
+        ax.grid(axis="y", visible=False)
+    axes[0].set_yticks(range(len(arms)), arms)
+    for label, arm in zip(axes[0].get_yticklabels(), arms, strict=True):
+        label.set_color(known[arm].colour)
+    axes[0].set_ylim(len(arms) - 0.5, -0.7)
+    caption = (
+        "What each arm is behind the best, over the same items and seeds. Thick: 95 % for these checkpoints; thin: for "
+        "these architectures (three seeds or more; where it leaves the panel it goes on). Filled where a difference is "
+        "seen at either level after Holm's correction, hollow where none is. Grey: how far two runs of these arms lie "
+        "apart whose seeds alone differ."
+    )
+    return Drawing(f"{task}-gaps", figure, rows, caption)
 
 
 def at_budgets(study: Study, task: str) -> Drawing:
