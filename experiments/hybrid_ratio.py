@@ -4,7 +4,7 @@ Question: of 24 narrow layers, a quarter of them MLPs, how do bits per byte of u
     takes the place of Mamba-2 in none, 1, 2, 4, 8 and 12 of them (0, 4, 8, 17, 33 and 50%), everything else equal?
 Command:  workbench run experiments/hybrid_ratio.py                (default)
           workbench run experiments/hybrid_ratio.py --scale tiny   (does everything run?)
-Cost:     18 runs in 1 hour 48 minutes on two cores, other work beside them; about 55 minutes alone.
+Cost:     18 runs in 1 hour 48 minutes on two cores, other work beside them; about 80 minutes alone.
 Answer:   none of 4, 8, 17 and 33% is seen to differ from none at all (at most 0.017 bits per byte less); half attention
     needs 0.073 more than 4%, on these checkpoints. experiments/README.md has the table.
 
