@@ -22,6 +22,7 @@ from workbench.evaluate.suite import read_items, summary
 SIZED = re.compile(r"(.+)-(\d+)(?:-tokens)?")  # a task's name: what grows, and how large it is
 COLOURS = style.library["tableau-colorblind10"]["axes.prop_cycle"].by_key()["color"]
 MARKERS = "os^DvPX*"
+APART = 1.3  # times one number beside an axis, the next
 DEPTHS = 5  # rows of a heat map: depth rounded to quarters
 
 Items = list[dict[str, Any]]
@@ -70,11 +71,12 @@ def curves(found: dict[str, dict[int, Items]]) -> Figure | None:
             ]
             scores = [summary(rows) for rows in found[family].values()]
             metric = next(iter(scores[0]["metrics"]))
-            _curve(ax, places, scores, index, f"{family.partition('-')[2]}: {metric}")
+            side_by_side = [1.02**index * place for place in places]
+            _curve(ax, side_by_side, scores, index, f"{family.partition('-')[2]}: {metric}")
             ticks |= {round(place) for place in places}
         ax.set(title=suite, xlabel=along, ylabel="%", ylim=(-3, 103))
         _along(ax, ticks)
-        ax.legend(fontsize=7, frameon=False)
+        ax.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     return figure
 
 
@@ -162,9 +164,12 @@ def _curve(ax: Axes, places: list[float], scores: list[dict[str, Any]], index: i
 
 
 def _along(ax: Axes, ticks: set[int]) -> None:
-    """A logarithmic axis with these ticks, of many every other one."""
+    """A logarithmic axis with these ticks, but for those too near the one before to be read."""
     ax.set_xscale("log")
-    shown = [tick for index, tick in enumerate(sorted(ticks)) if len(ticks) <= 6 or index % 2 == 0]
+    shown: list[int] = []
+    for tick in sorted(ticks):
+        if not shown or tick > APART * shown[-1]:
+            shown.append(tick)
     ax.set_xticks(shown, [f"{tick}" for tick in shown])
     ax.xaxis.set_minor_locator(NullLocator())
     ax.spines[["top", "right"]].set_visible(False)
