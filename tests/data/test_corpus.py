@@ -160,7 +160,7 @@ def test_an_unreadable_source_is_named_and_the_rest_of_the_work_is_kept(library,
 
 
 def test_preparation_that_is_killed_goes_on_and_gives_the_same_bytes(library, tmp_path):
-    """Killed at random moments, again and again, until it is through."""
+    """Killed as soon as something is there, then at random moments, again and again, until it is through."""
     config = TextConfig(library.sources, tokenizer="bpe-300")
     code = (
         "import sys, time; from workbench.data import corpus as c; from workbench.config import Files, TextConfig\n"
@@ -172,8 +172,11 @@ def test_preparation_that_is_killed_goes_on_and_gives_the_same_bytes(library, tm
     rng, killed = random.Random(0), 0
     while True:
         process = subprocess.Popen([sys.executable, "-c", code])
+        while not killed and process.poll() is None and not any((tmp_path / "killed").rglob("*")):
+            time.sleep(0.01)
+        seconds = rng.uniform(0.3, 1.2) * 1.2**killed if killed else 0.05  # longer each time: a busy machine ends too
         try:
-            process.wait(rng.uniform(0.3, 1.2) * 1.2**killed)  # longer each time: a busy machine ends too
+            process.wait(seconds)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
