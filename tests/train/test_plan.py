@@ -16,9 +16,10 @@ LAYOUTS = {
     "2 x 2 x 2": Layout(data=2, fsdp=2, tensor=2),
     "sequence": Layout(sequence=8, remat="all"),
 }
-# length, layout
-PLANNED = [(32, "data"), (32, "parts"), (64, "parts"), (32, "2 x 2 x 2"), (2048, "sequence"), (4096, "sequence")]
-PLANNED += [(64, "2 x 2 x 2")]
+PLANNED = [  # length, layout
+    *[(32, "data"), (32, "parts"), (64, "parts"), (32, "2 x 2 x 2")],
+    *[(2048, "sequence"), (4096, "sequence"), (64, "2 x 2 x 2")],
+]
 CHUNK = 44  # of the last one's logits: two devices have 132 each
 
 
@@ -93,11 +94,6 @@ if __name__ == "__main__":
     made = []
     for length, name in PLANNED:
         loss.CHUNK = CHUNK if (length, name) == PLANNED[-1] else loss.CHUNK
-        made.append(
-            (
-                length,
-                name,
-                row(make([config(length, "*" if name == "sequence" else "-")], LAYOUTS[name], "cpu", 8)[0], 0.4),
-            )
-        )
+        run = config(length, "*" if name == "sequence" else "-")
+        made.append((length, name, row(make([run], LAYOUTS[name], "cpu", 8)[0], 0.4)))
     print(json.dumps(made))
