@@ -130,13 +130,12 @@ def generate_until(
     """What follows each prompt, until a stop string, the document's end or `tokens` tokens, in the prompts' order."""
     subject.check()
     texts = encoded(subject.tokenizer, prompts)
+    steps = subject.model.apart()
     out: list[Completion | None] = [None] * len(texts)
     with _bar(len(texts), progress) as bar:
         for lot, reading in _read_all(subject.model, texts, [len(text) for text in texts], batch, share):
             seeds = [seed + index for index in lot]
-            given = complete(
-                subject.model, subject.tokenizer, reading, tokens, sampling=sampling, stop=stop, seed=seeds
-            )
+            given = complete(steps, subject.tokenizer, reading, tokens, sampling=sampling, stop=stop, seed=seeds)
             out = _placed(out, lot, given, bar)
     return out
 
@@ -213,8 +212,8 @@ def _in_lots(model: LanguageModel, texts: Sequence[np.ndarray], above: Reading |
     for first in range(0, len(nodes), batch):
         lot = nodes[first : first + batch]
         lot += [lot[-1]] * (min(1 << (len(lot) - 1).bit_length(), batch) - len(lot))
-        before = None if above is None else above.rows([row for *_, row, _ in lot])
-        yield lot, read(model, [texts[members[0]][begin:end] for members, end, _, begin in lot], before)
+        rest = [texts[members[0]][begin:end] for members, end, _, begin in lot]
+        yield lot, read(model, rest, None if above is None else above.rows([row for *_, row, _ in lot]))
 
 
 def _placed(out: list, lot: list[int], found: Sequence, bar: tqdm) -> list:
