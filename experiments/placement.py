@@ -5,8 +5,8 @@ Question: with four attention layers among 24 narrow ones, how do bits per byte 
 Command:  workbench run experiments/placement.py                (default)
           workbench run experiments/placement.py --scale tiny   (does everything run?)
 Cost:     12 runs in about an hour on two cores.
-Answer:   all in front needs 0.032 bits per byte more than even, on these checkpoints; even, periodic and back are not told
-    apart. experiments/README.md has the table.
+Answer:   all in front needs 0.032 bits per byte more than even, on these checkpoints; even, periodic and back are not
+    told apart. experiments/README.md has the table.
 
 Every arm has 16 Mamba-2, 4 attention and 4 MLP layers; data, rate and steps are those of experiments/hybrid_ratio.py.
 

@@ -4,8 +4,10 @@ Question: with rotary positions on all of each head, on half of it or on none, h
     Mamba-2 with one attention layer look up numbers in books of growing size, within and past the trained sizes?
 Command:  workbench run experiments/positions.py                (default)
           workbench run experiments/positions.py --scale tiny   (does everything run?)
-Cost:     not measured yet; at most two hours on two cores, guessed from FLOPs (`workbench estimate`).
-Answer:   none yet: not run. Both ends are controls of experiments/phonebook.py --scale full, on other seeds.
+Cost:     18 runs in 36 minutes on two cores.
+Answer:   the Transformer does: it looks up 38% of books of 8 without, all with them. The hybrid is better without, past
+    training: 100, 95 and 64% of books of 64 with none, half and full rotary, at these steps. experiments/README.md has
+    the table. Both ends are controls of experiments/phonebook.py --scale full, on other seeds.
 
 Arms, books, rates and steps are those of experiments/phonebook.py --scale full, of one size within 2%.
 
