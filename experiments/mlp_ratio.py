@@ -4,8 +4,9 @@ Question: of 24 narrow layers, two of them attention, how do bits per byte of un
     the place of Mamba-2 in none, 4, 8, 12 and 16 of them (0, 17, 33, 50 and 67%), everything else equal?
 Command:  workbench run experiments/mlp_ratio.py                (default)
           workbench run experiments/mlp_ratio.py --scale tiny   (does everything run?)
-Cost:     not measured yet; at most two hours on two cores, guessed from FLOPs (`workbench estimate`).
-Answer:   none yet: not run.
+Cost:     15 runs in 73 minutes on two cores.
+Answer:   at equal tokens, against none: 17% cost nothing that is seen, 33% 0.023 and 50% 0.051 bits per byte on these
+    checkpoints, 67% 0.075 for these architectures. experiments/README.md has the table.
 
 Layers, data, rate and steps are those of experiments/hybrid_ratio.py: a layer of any kind has 16.3 thousand parameters.
 
