@@ -478,7 +478,7 @@ def _estimate(given: argparse.Namespace) -> None:
 def _report(given: argparse.Namespace) -> None:
     if given.paste:
         from workbench.study.collect import collect
-        from workbench.study.report import pasted
+        from workbench.study.tables import pasted
 
         print(pasted(collect(given.folder), given.paste))
         return

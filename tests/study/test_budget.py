@@ -20,7 +20,8 @@ from workbench.study import answer, certificate, figures, judge
 from workbench.study.budget import with_budgets
 from workbench.study.collect import collect
 from workbench.study.differences import comparisons
-from workbench.study.report import html, report, terminal_table
+from workbench.study.report import html, report
+from workbench.study.tables import terminal_table
 
 fake = load_file(Path(__file__).with_name("fake_study.py"))
 PATTERNS = {"cheap": "-", "dear": "M-", "dearer": "*-M-"}

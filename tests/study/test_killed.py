@@ -12,7 +12,7 @@ import pytest
 
 from workbench.config import load_file
 from workbench.study.collect import collect
-from workbench.study.report import pasted
+from workbench.study.tables import pasted
 
 until_started = load_file(Path(__file__).with_name("test_launch.py")).until_started
 

@@ -9,7 +9,8 @@ import pytest
 from workbench.config import load_file
 from workbench.study import answer, differences, figures, judge
 from workbench.study.collect import collect
-from workbench.study.report import columns, html, pasted, report, rows, terminal_table
+from workbench.study.report import html, report
+from workbench.study.tables import columns, pasted, rows, terminal_table
 
 fake = load_file(Path(__file__).with_name("fake_study.py"))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.record import write_json
-from workbench.study import answer, figures, report
+from workbench.study import answer, figures, tables, wording
 from workbench.study.collect import Study, collect
 from workbench.train.track import PROJECT
 
@@ -65,11 +65,11 @@ def written(study: Study, entity: str) -> Any:
     drawn = [f"figures/{path.stem}" for path in sorted((study.folder / "figures").glob("*.png"))]
     runs = f"Group = '{found}' and JobType in ['result', 'control']"
     blocks = [
-        wr.P(report.question(study)),
+        wr.P(wording.question(study)),
         wr.H2("Answer"),
         wr.P(answer.first_line(study)),
         wr.UnorderedList(items=answer.headline(study)),
-        wr.MarkdownBlock(text=report.pasted(study, "markdown")),
+        wr.MarkdownBlock(text=tables.pasted(study, "markdown")),
         wr.H2("Curves"),
         wr.PanelGrid(
             runsets=[wr.Runset(entity=entity, project=PROJECT, name=found, filters=runs, groupby=["config.arm"])],
@@ -86,7 +86,7 @@ def written(study: Study, entity: str) -> Any:
             ),
         ]
     return wr.Report(
-        project=PROJECT, entity=entity, title=report.title(study)[:128], description=f"Study {found}", blocks=blocks
+        project=PROJECT, entity=entity, title=wording.title(study)[:128], description=f"Study {found}", blocks=blocks
     )
 
 

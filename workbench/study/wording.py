@@ -1,11 +1,13 @@
-"""How a study's numbers and tasks are put into words."""
+"""How a study, its numbers and its tasks are put into words."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from workbench.config import RECALL
+from workbench.study.collect import Study
 
 BITS = ("bits_per_byte", "same_groups")  # measures of text; the others are proportions
 
@@ -39,3 +41,33 @@ def show(estimate: Any, measure: str = "exact_match") -> str:
 def listed(names: Sequence[str]) -> str:
     """`a, b and c`."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def title(study: Study) -> str:
+    """First line of the experiment's docstring, else the study's name."""
+    lines = study.facts.get("docstring", "").strip().splitlines()
+    return lines[0].strip().rstrip(".") if lines else study.name
+
+
+def question(study: Study) -> str:
+    """What the docstring asks after "Question:", else its first question, else the one that every study asks."""
+    text = " ".join(study.facts.get("docstring", "").split())
+    if "?" in text:
+        text = text.partition("Question:")[2] if "?" in text.partition("Question:")[2] else text
+        asked = text[: text.index("?") + 1]
+        starts = [asked.rfind(mark) + len(mark) for mark in (". ", ": ") if mark in asked]
+        return asked[max(starts, default=0) :].strip()
+    return (
+        "Given the same data and the same number of steps, which of these architectures is better, "
+        "by how much, and how sure is that?"
+    )
+
+
+def command(study: Study) -> str:
+    """What makes the study anew."""
+    if "name" not in study.facts:
+        return f"workbench report {shlex.quote(str(study.folder))}"
+    scale = study.facts.get("scale", "demo")
+    typed = ["workbench", "run", study.facts.get("file", f"experiments/{study.facts['name']}.py")]
+    typed += ["--scale", scale] if scale != "demo" else []
+    return shlex.join(typed + list(study.facts.get("overrides", ())))

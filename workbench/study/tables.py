@@ -1,0 +1,212 @@
+"""A study's tables: their cells as text, set for the terminal or to paste as Markdown or LaTeX."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from workbench.study import answer, canvas, certificate, differences, judge
+from workbench.study.collect import Run, Study
+from workbench.study.wording import command, show, words
+
+
+def columns(study: Study, task: str) -> list[tuple[str, bool]]:
+    """Headings of a task's table, and whether they are numbers."""
+    sizes = table_sizes(study, task)
+    heads = [("arm", False), ("parameters without embedding", True)]
+    heads += [("training FLOPs a token", True), ("state", True), ("steps", True), ("seconds", True)]
+    units, _, _, part = words(task)
+    heads += [(f"exact, {k} {units}", True) for k in sizes]
+    if sizes:
+        heads += [(f"{part}, {sizes[-1]} {units}", True), ("trained", True)]
+    if any(run.bits_per_byte for run in study.select("result", "control", task=task)):
+        heads.append(("bits per byte", True))
+    if any(run.same_groups for run in study.select("result", "control", task=task)):
+        heads.append(("bits per byte, trained groups", True))
+    return heads
+
+
+def table_sizes(study: Study, task: str) -> list[int]:
+    """Entries that the table shows: the smallest, the largest in training, the largest evaluated."""
+    runs = [run for run in study.select("result", task=task) if run.finished and run.by_entries()]
+    if not runs:
+        return []
+    interest = differences.sizes_of_interest(study, task)
+    smallest = min(runs[0].by_entries())
+    return sorted({smallest, *interest[:1], *interest[-1:]})
+
+
+def rows(study: Study, task: str) -> list[tuple[str, list[str], judge.Verdict]]:
+    """A row an arm, its cells as text, and its verdict."""
+    verdicts = judge.verdicts(study, task)
+    sizes = table_sizes(study, task)
+    headings = [name for name, _ in columns(study, task)]
+    out = []
+    for arm, verdict in verdicts.items():
+        runs = study.select("result", "control", task=task, arm=arm)
+        done = [run for run in runs if run.finished]
+        first = done[0].result if done else {}
+        cells = [f"{arm}\n{runs[0].config['model']['pattern']}"]
+        cells.append(f"{integer(first.get('non_embedding_parameters'))}\n{integer(first.get('parameters'))} in all")
+        cells += [short(first.get("train_flops_per_token")), _bytes(first.get("state_bytes"))]
+        cells.append(f"{integer(first.get('steps'))}\n{short(first.get('tokens'))} tokens")
+        cells.append(_seconds([run.result["seconds"] for run in done if run.result.get("seconds") is not None]))
+        cells += [_estimate(done, "exact_match", k) for k in sizes]
+        if sizes:
+            cells += [_estimate(done, "digit_accuracy", sizes[-1]), f"{verdict.solved} of {verdict.seeds}"]
+        if "bits per byte" in headings:
+            cells.append(_estimate(done, "bits_per_byte", None))
+        if "bits per byte, trained groups" in headings:
+            cells.append(_estimate(done, "same_groups", None))
+        out.append((arm, cells, verdict))
+    return out
+
+
+def budget_rows(study: Study, task: str) -> tuple[list[str], list[list[str]]]:
+    """What the arms reach at every budget of the study, and after how many steps: headings, and a row an arm."""
+    budgets = judge.budgets(study, task)
+    found = [(budget, *each) for each in differences.measures(study, task) for budget in budgets]
+    several = len(found) > len(budgets)
+    heads = ["arm"]
+    for budget, measure, entries in found:
+        what = ("bits per byte" if measure == "bits_per_byte" else f"exact, {entries}") if several else ""
+        heads.append(f"{judge.EQUAL[budget]}{', ' + what if what else ''}")
+    rows = []
+    for arm in study.arms("result", task=task):
+        cells = [arm]
+        for budget, measure, entries in found:
+            mine = judge.at(study, task, budget)[arm]
+            steps = sorted({run.result["steps"] for run in mine if run.finished})
+            cells.append(f"{_estimate(mine, measure, entries)}\n{'/'.join(f'{n:,}' for n in steps)} steps")
+        rows.append(cells)
+    return heads, rows
+
+
+def terminal_table(study: Study) -> str:
+    """What a study found as text, under 110 columns: who is not ranked, a table a task, the answer."""
+    out = [*textwrap.wrap(answer.first_line(study), 108), ""]
+    for task in study.tasks:
+        sizes = table_sizes(study, task)
+        heads = ["arm", "no embed.", "FLOPs/token", "state", "steps", "seconds"]
+        heads += [f"exact, {k}" for k in sizes] + (["trained"] if sizes else [])
+        picked = ["arm", "parameters without embedding", "training FLOPs a token", "state", "steps", "seconds"]
+        picked += [f"exact, {k} {words(task).units}" for k in sizes] + (["trained"] if sizes else [])
+        if any(name == "bits per byte" for name, _ in columns(study, task)):
+            heads, picked = [*heads, "bits per byte"], [*picked, "bits per byte"]
+        if any(name == "bits per byte, trained groups" for name, _ in columns(study, task)):
+            heads, picked = [*heads, "trained groups"], [*picked, "bits per byte, trained groups"]
+        names = [name for name, _ in columns(study, task)]
+        body = []
+        for _, cells, verdict in rows(study, task):
+            by_name = dict(zip(names, cells, strict=True))
+            line = [by_name[name].partition("\n")[0].removesuffix("\u00a0%") for name in picked]
+            line[0] = line[0][:20] + ("" if verdict.ranked else " (!)")
+            body.append(line)
+        lines = [f"{task}: exact match in %" if sizes else task, *_aligned([heads, *body]), ""]
+        if any("[" in line for line in lines):
+            lines[0] += ", 95 % intervals"
+        out += lines
+        if any(not verdict.ranked for _, _, verdict in rows(study, task)):
+            out[-1:] = ["(!) not ranked", ""]
+        if len(judge.budgets(study, task)) > 1:
+            heads, body = budget_rows(study, task)
+            parts = [[cell.partition("\n") for cell in line] for line in body]
+            plain = [
+                [f"{value.split(' [')[0]}{f' ({steps})' if steps else ''}" for value, _, steps in line]
+                for line in parts
+            ]
+            out += [f"{task}: at every budget", *_aligned([heads, *plain]), ""]
+    for sentence in answer.headline(study):
+        out += textwrap.wrap(sentence, 108)
+    return "\n".join(out)
+
+
+def pasted(study: Study, form: str) -> str:
+    """Every task's table as Markdown or LaTeX (booktabs), intervals in it; arms that are not ranked say so."""
+    out = []
+    for task in study.tasks:
+        heads = [name for name, _ in columns(study, task)]
+        body = []
+        for _, cells, verdict in rows(study, task):
+            line = [" ".join(cell.split("\n")[:1]).replace("\u00a0", " ") for cell in cells]
+            body.append([line[0] + ("" if verdict.ranked else " (not ranked)"), *line[1:]])
+        right = [number for _, number in columns(study, task)]
+        out.append(_markdown(heads, body, right) if form == "markdown" else _latex(heads, body, right))
+    proof = certificate.hash_of(certificate.claims(study))[:12]
+    said = f"{answer.first_line(study)} Made by `{command(study)}`; certificate {proof}."
+    return "\n\n".join([*out, said if form == "markdown" else f"% {said}"])
+
+
+def _markdown(heads: list[str], body: list[list[str]], right: list[bool]) -> str:
+    lines = [heads, ["--:" if number else "---" for number in right], *body]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def _latex(heads: list[str], body: list[list[str]], right: list[bool]) -> str:
+    def line(cells):
+        return " & ".join(re.sub(r"([%&_#$])", r"\\\1", cell).replace("–", "--") for cell in cells) + r" \\"
+
+    return "\n".join(
+        [
+            f"\\begin{{tabular}}{{{''.join('r' if number else 'l' for number in right)}}}",
+            r"\toprule",
+            line(heads),
+            r"\midrule",
+            *map(line, body),
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    )
+
+
+SPARE = ("FLOPs/token", "seconds", "steps")  # columns that the report has as well, in the order in which they go
+
+
+def _aligned(lines: list[list[str]]) -> list[str]:
+    """Columns aligned; where they would be wider than the terminal, spare ones go, then intervals for their means."""
+
+    def width(cells):
+        return sum(max(len(row[i]) for row in cells) for i in range(len(cells[0]))) + 2 * (len(cells[0]) - 1)
+
+    for name in SPARE:
+        if name in lines[0] and width(lines) > 108:
+            spare = lines[0].index(name)
+            lines = [row[:spare] + row[spare + 1 :] for row in lines]
+    if width(lines) > 108:
+        lines = [[cell.split(" [")[0] for cell in row] for row in lines]
+    widths = [max(len(row[i]) for row in lines) for i in range(len(lines[0]))]
+    made = [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in lines
+    ]
+    return [made[0], "  ".join("-" * w for w in widths), *made[1:]]
+
+
+# ---- cells
+
+
+def _estimate(runs: Sequence[Run], measure: str, entries: int | None) -> str:
+    try:
+        return show(differences.mean_of(runs, measure, entries), measure)
+    except ValueError:
+        return "–"
+
+
+def integer(value: Any) -> str:
+    return "–" if value is None else f"{value:,}"
+
+
+def short(value: Any) -> str:
+    return "–" if value is None else canvas.engineering(value)
+
+
+def _bytes(value: Any) -> str:
+    return "–" if value is None else canvas.in_bytes(value)
+
+
+def _seconds(values: list[float]) -> str:
+    return f"{sum(values) / len(values):,.0f}" if values else "–"
