@@ -10,7 +10,7 @@ from workbench.command import main
 from workbench.config import load_file
 from workbench.study import dashboard
 from workbench.study.collect import collect
-from workbench.study.figures import styles
+from workbench.study.panels import styles
 from workbench.study.report import report
 
 fake = load_file(Path(__file__).with_name("fake_study.py"))

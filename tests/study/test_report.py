@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from workbench.config import load_file
-from workbench.study import answer, differences, figures, judge
+from workbench.study import answer, differences, figures, judge, panels
 from workbench.study.collect import collect
 from workbench.study.report import html, report
 from workbench.study.tables import columns, pasted, rows, terminal_table
@@ -124,7 +124,7 @@ def test_the_terminals_table_is_aligned_and_fits(troubled):
 def test_colours_stay_with_their_arm_in_every_figure(troubled):
     folder, _ = troubled
     study = collect(folder)
-    styles = figures.styles(study)
+    styles = panels.styles(study)
     assert len({style.colour for style in styles.values()}) == len(styles) == len(study.arms())
     (ax, _), expected = figures.recall(study, "phonebook").figure.axes, styles["hybrid"].colour
     assert expected in {line.get_color() for line in ax.lines}
@@ -136,7 +136,7 @@ def test_an_arms_states_are_one_line_of_its_colour_and_their_sizes_are_said(trou
     drawing = figures.state(study, "phonebook")
     mine = [row for row in drawing.rows if row["arm"] == "mamba2" and row["entries"] == 8]
     assert {row["role"] for row in mine} == {"result", "state"}
-    lines = [x for x in drawing.figure.axes[0].lines if x.get_color() == figures.styles(study)["mamba2"].colour]
+    lines = [x for x in drawing.figure.axes[0].lines if x.get_color() == panels.styles(study)["mamba2"].colour]
     assert max(len(line.get_xdata()) for line in lines) == 2
     assert "mamba2 131,904" in drawing.caption and "non-embedding parameters" in drawing.caption
 

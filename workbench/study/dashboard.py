@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.record import write_json
-from workbench.study import answer, figures, tables, wording
+from workbench.study import answer, panels, tables, wording
 from workbench.study.collect import Study, collect
 from workbench.train.track import PROJECT
 
@@ -38,7 +38,7 @@ def workspace(study: Study, entity: str) -> Any:
     import wandb_workspaces.workspaces as ws
     from wandb_workspaces import expr
 
-    colours = {arm: style.colour for arm, style in figures.styles(study).items() if arm in study.arms(*SHOWN)}
+    colours = {arm: style.colour for arm, style in panels.styles(study).items() if arm in study.arms(*SHOWN)}
     return ws.Workspace(
         entity=entity,
         project=PROJECT,

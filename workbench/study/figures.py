@@ -6,11 +6,9 @@ A task whose arms read different token streams is never overlaid: the reason is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from workbench.study import differences, judge, scaling, statistics
@@ -20,23 +18,25 @@ from workbench.study.canvas import (
     SHADE,
     Drawing,
     Rows,
-    Style,
     bytes_axis,
     canvas,
     end_labels,
     engineering,
     legend,
     print_across,
-    styles_of,
 )
 from workbench.study.collect import PLACES, Run, Study
-from workbench.study.statistics import LEAST_SEEDS
+from workbench.study.panels import (
+    band,
+    baselines,
+    curves_by_entries,
+    drawable,
+    estimates,
+    is_ranked,
+    styles,
+    training_range,
+)
 from workbench.study.wording import BITS, listed, words
-
-
-def styles(study: Study) -> dict[str, Style]:
-    """The colour and marker of every arm, fixed by its place in the study."""
-    return styles_of(study.arms())
 
 
 def drawings(study: Study) -> list[Drawing]:
@@ -80,16 +80,16 @@ def recall(study: Study, task: str) -> Drawing:
     for ax, measure, title in zip(
         axes, ("exact_match", "digit_accuracy"), (whole.capitalize(), f"Single {part}"), strict=True
     ):
-        drawn = _by_entries(study, task, runs, measure, ax, rows)
-        _training_range(ax, runs)
+        drawn = curves_by_entries(study, task, runs, measure, ax, rows)
+        training_range(ax, runs)
         if measure == "exact_match":
-            _baselines(ax, runs, rows)
+            baselines(ax, runs, rows)
         ax.set_title(title, loc="left")
         ax.set_xlabel(f"{units} in the {holder}")
         end_labels(ax, drawn)
     axes[0].set_ylabel(f"correct on unseen {holder}s, %")
     print_across(figure, banner)
-    spread = _band(runs)
+    spread = band(runs)
     caption = (
         f"Correct answers on unseen {holder}s against the number of {units}: {whole} (left) and single {part} "
         f"(right). Thick: mean over seeds; thin: each seed; band: 95 %, {spread}. Shaded: sizes in training."
@@ -102,7 +102,7 @@ def recall(study: Study, task: str) -> Drawing:
     }
     if guesses := [said[name] for name in dict.fromkeys(row["series"] for row in rows) if name in said]:
         caption += f" Dashed: what {listed(guesses)} would give."
-    marked = [arm for arm in dict.fromkeys(r.arm for r in runs) if not _ranked(study, task, arm)]
+    marked = [arm for arm in dict.fromkeys(r.arm for r in runs) if not is_ranked(study, task, arm)]
     if marked:
         caption += f" Dotted, hollow: not ranked ({listed(marked)})."
     return Drawing(f"{task}-recall", figure, rows, caption)
@@ -115,14 +115,13 @@ def controls(study: Study, task: str) -> Drawing:
     rows: Rows = []
     units, holder, whole, _ = words(task)
     faint = {run.arm for run in runs if run.role == "result"}
-    end_labels(ax, _by_entries(study, task, runs, "exact_match", ax, rows, faint))
-    _training_range(ax, runs)
+    end_labels(ax, curves_by_entries(study, task, runs, "exact_match", ax, rows, faint))
+    training_range(ax, runs)
     ax.set_xlabel(f"{units} in the {holder}")
     ax.set_ylabel(f"correct {whole}, %")
     print_across(figure, banner)
     caption = (
-        f"Controls (strong) beside the study's arms (faint): exact match on unseen {holder}s; band: 95 %, "
-        f"{_band(runs)}."
+        f"Controls (strong) beside the study's arms (faint): exact match on unseen {holder}s; band: 95 %, {band(runs)}."
     )
     return Drawing(f"{task}-controls", figure, rows, caption)
 
@@ -156,7 +155,7 @@ def depth(study: Study, task: str) -> Drawing:
         ax.set_yticks([0, len(bins) - 1], ["first", "last"])
         ax.tick_params(length=0)
         ax.grid(False)
-        ax.set_title(arm + ("" if _ranked(study, task, arm) else " (not ranked)"), loc="left")
+        ax.set_title(arm + ("" if is_ranked(study, task, arm) else " (not ranked)"), loc="left")
         for k in (k for k in sizes if k == max((t for t in runs[0].trained_entries if t in sizes), default=None)):
             ax.axvline(sizes.index(k) + 0.5, color="white", linewidth=1.2, linestyle=(0, (3, 2)))
     for ax in axes[len(arms) :]:
@@ -245,7 +244,7 @@ def text_bits(study: Study, task: str) -> Drawing:
     figure, axes = canvas(1, 2 if groups else 1, (9.6 if groups else 5.4, 1.3 + 0.36 * max(len(arms), len(groups))))
     rows: Rows = []
     by_arm = {arm: [run for run in runs if run.arm == arm] for arm in arms}
-    _estimates(axes[0], known, by_arm, "bits_per_byte", None)
+    estimates(axes[0], known, by_arm, "bits_per_byte", None)
     axes[0].set_xlabel("bits per byte on unseen groups (less is better)")
     for arm, mine in by_arm.items():
         for run in mine:
@@ -265,7 +264,7 @@ def text_bits(study: Study, task: str) -> Drawing:
     for ax in axes:
         ax.grid(axis="y", visible=False)
     print_across(figure, banner)
-    caption = f"Bits per byte on text of groups that were not trained on; bars: 95 %, {_band(runs)}."
+    caption = f"Bits per byte on text of groups that were not trained on; bars: 95 %, {band(runs)}."
     return Drawing(f"{task}-bits", figure, rows, caption)
 
 
@@ -341,7 +340,7 @@ def at_budgets(study: Study, task: str) -> Drawing:
         problems = judge.spending(study, task, budget)[1] if budget != "tokens" else []
         ended = {} if problems else judge.at(study, task, budget)
         reasons += [f"not drawn at {judge.EQUAL[budget]}: {problems[0]}"] if problems else []
-        _estimates(ax, known, {arm: ended[arm] for arm in arms if arm in ended}, measure, entries)
+        estimates(ax, known, {arm: ended[arm] for arm in arms if arm in ended}, measure, entries)
         ax.set_title(f"at {judge.EQUAL[budget]}", loc="left")
         for arm, runs in ended.items():
             for run in (run for run in runs if run.finished):
@@ -432,7 +431,7 @@ def positions(study: Study, task: str) -> Drawing:
     print_across(figure, banner)
     caption = (
         "Bits per byte by the position in long documents of groups that were not trained on, each read from its "
-        f"beginning, at every length that was trained at. Band: 95 %, {_band(runs)}. Shaded: lengths in training; past "
+        f"beginning, at every length that was trained at. Band: 95 %, {band(runs)}. Shaded: lengths in training; past "
         "them the model extrapolates."
     )
     return Drawing(f"{task}-positions", figure, rows, caption)
@@ -495,146 +494,6 @@ def _sizes(runs: list[Run]) -> str:
         return ""
     listed = "; ".join(f"{arm} {', '.join(f'{n:,}' for n in sorted(each))}" for arm, each in sizes.items())
     return f" Only N differs along a line, and with it the non-embedding parameters: {listed}."
-
-
-# ---- what may be drawn together
-
-
-def drawable(study: Study, task: str, *roles: str) -> tuple[list[Run], str]:
-    """Finished runs that read the one stream, and why others are left out ("" if none is)."""
-    every = study.select(*roles, task=task)
-    wrong = judge.one_stream(study.select("result", "control", task=task))
-    wrong |= {name: why for name, why in judge.one_stream(every).items() if name not in wrong}
-    left_out = list(dict.fromkeys(run.arm for run in every if run.name in wrong))
-    reasons = {arm: next(wrong[r.name] for r in every if r.arm == arm and r.name in wrong) for arm in left_out}
-    banner = "\n".join(f"not drawn: {arm}; {why}" for arm, why in reasons.items())
-    return [run for run in every if run.finished and run.arm not in reasons], banner
-
-
-def _ranked(study: Study, task: str, arm: str) -> bool:
-    verdict = judge.verdicts(study, task).get(arm)
-    return verdict is None or verdict.ranked
-
-
-# ---- parts
-
-
-def _estimates(
-    ax: Axes, known: dict[str, Style], runs: dict[str, list[Run]], measure: str, entries: int | None
-) -> None:
-    """An arm a line: its mean with the 95% interval and the number, and each seed small."""
-    scale = 1 if measure in BITS else 100
-    for place, (arm, mine) in enumerate(runs.items()):
-        mean, low, high = (scale * value for value in differences.mean_of(mine, measure, entries)[:3])
-        colour, marker = known[arm]
-        ax.plot([low, high], [place, place], color=colour, linewidth=2.4, solid_capstyle="round")
-        ax.plot(mean, place, marker, color=colour, markersize=7)
-        text = f"{mean:.3f}" if scale == 1 else f"{mean:.1f}"
-        ax.annotate(text, (mean, place), (0, 7), textcoords="offset points", ha="center", color=colour)
-        for run in mine if len(mine) > 1 else ():
-            value = scale * differences.mean_of([run], measure, entries).mean
-            ax.plot(value, place, marker, color=colour, markersize=4, alpha=0.4)
-    ax.set_yticks(range(len(runs)), list(runs))
-    for label, arm in zip(ax.get_yticklabels(), runs, strict=False):  # panels that share an axis have them once
-        label.set_color(known[arm].colour)
-    ax.set_ylim(len(runs) - 0.5, -0.7)
-    ax.margins(x=0.15)
-    ax.grid(axis="y", visible=False)
-
-
-def _by_entries(
-    study: Study,
-    task: str,
-    runs: Sequence[Run],
-    measure: str,
-    ax: Axes,
-    rows: Rows,
-    faint: set[str] | frozenset = frozenset(),
-) -> list[tuple[str, float, float, str]]:
-    """Draws a curve an arm with its band and seeds; the labels that belong at their ends."""
-    known, ends = styles(study), []
-    ticks = sorted({k for run in runs for k in run.by_entries(measure)})
-    for arm in dict.fromkeys(run.arm for run in runs):
-        mine = [run for run in runs if run.arm == arm]
-        sizes = sorted({k for run in mine for k in run.by_entries(measure)})
-        if not sizes:
-            continue
-        colour, marker = known[arm]
-        strength = 0.3 if arm in faint else 1.0
-        ranked = _ranked(study, task, arm)
-        means = [differences.mean_of(mine, measure, k) for k in sizes]
-        low, mean, high = (100 * np.array([getattr(m, name) for m in means]) for name in ("low", "mean", "high"))
-        ax.fill_between(sizes, low, high, color=colour, alpha=0.14 * strength, linewidth=0)
-        for run in mine:
-            own = run.by_entries(measure)
-            if len(mine) > 1:
-                ax.plot(
-                    list(own), [100 * v.mean for v in own.values()], color=colour, linewidth=0.8, alpha=0.4 * strength
-                )
-            for k, v in own.items():
-                keys = {"series": "arm", "arm": arm, "seed": run.replicate[1], "measure": measure, "entries": k}
-                rows.append({**keys, **v._asdict()})
-        ax.plot(
-            sizes, mean, marker=marker, color=colour, linewidth=2.1 if ranked else 1.6, markersize=5.5, alpha=strength,
-            linestyle="-" if ranked else (0, (1, 1.5)), markerfacecolor=colour if ranked else "white",
-        )  # fmt: skip
-        ends.append((arm if ranked else f"{arm}\n(not ranked)", float(sizes[-1]), float(mean[-1]), colour))
-    if ticks:
-        ax.set_xscale("log", base=2)
-        ax.set_xticks(ticks, [str(k) for k in ticks])
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.set_xlim(ticks[0] / 1.15, ticks[-1] * 1.15)
-    ax.set_ylim(-3, 104)
-    return ends
-
-
-def _training_range(ax: Axes, runs: Sequence[Run]) -> None:
-    trained = next((run.trained_entries for run in runs if run.trained_entries), [])
-    evaluated = sorted({k for run in runs for k in run.by_entries()})
-    if not trained or not evaluated:
-        return
-    past = [k for k in evaluated if k > trained[-1]]
-    edge = (trained[-1] * past[0]) ** 0.5 if past else ax.get_xlim()[1]
-    ax.axvspan(ax.get_xlim()[0], edge, color=SHADE, zorder=0, linewidth=0)
-    if past:
-        ax.text(edge, 1.0, " past training ", transform=ax.get_xaxis_transform(), fontsize=8, color=FAINT, va="bottom")
-
-
-def _baselines(ax: Axes, runs: Sequence[Run], rows: Rows) -> None:
-    found = next((e for run in runs if (e := run.evaluation("exact_match").get("baselines"))), {})
-    sizes = sorted(found, key=int)
-    kinds = {
-        "copy_any": (0, (5, 2)),
-        "digit_to_digit": (0, (8, 2)),
-        "digit_by_digit": (0, (4, 2, 1, 2)),
-        "constant": (0, (1, 2)),
-    }
-    labels: list[tuple[str, float, float]] = []
-    text = {"textcoords": "offset points", "fontsize": 7.5, "color": FAINT}
-    for key, style in kinds.items():
-        points = [(int(k), 100 * float(found[k][key])) for k in sizes if key in found[k]]
-        if not points:
-            continue
-        x, y = zip(*points, strict=True)
-        ax.plot(x, y, color=FAINT, linewidth=1.1, linestyle=style, zorder=1)
-        name = key.replace("_", " ")
-        middle = len(x) // 2
-        if y[0] > 60:  # at the left the name would lie among the arms
-            ax.annotate(name, (x[middle], y[middle]), (-4, -4), ha="right", va="top", **text)
-        elif labels and abs(labels[-1][2] - y[0]) < 5:  # too close for two names
-            labels[-1] = (f"{labels[-1][0]}, {name}", x[0], max(labels[-1][2], y[0]))
-        else:
-            labels.append((name, x[0], y[0]))
-        rows += [{"series": key, "entries": k, "mean": v / 100} for k, v in points]
-    for name, x, y in labels:
-        ax.annotate(name, (x, y), (3, 3), **text)
-
-
-def _band(runs: Sequence[Run]) -> str:
-    seeds = len({run.replicate for run in runs})
-    if seeds >= LEAST_SEEDS:
-        return f"over {seeds} seeds and their items"
-    return f"over the items of these checkpoints ({seeds} seed{'s' * (seeds != 1)})"
 
 
 def _mean(value: Any) -> float:

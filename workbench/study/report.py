@@ -12,7 +12,7 @@ from typing import Any
 
 from workbench.config import BUDGETS
 from workbench.record import write_json, write_text
-from workbench.study import answer, canvas, certificate, differences, figures, judge
+from workbench.study import answer, canvas, certificate, differences, figures, judge, panels
 from workbench.study.collect import LOOKED, Study, collect
 from workbench.study.page import PAGE, STYLE
 from workbench.study.statistics import LEAST_SEEDS
@@ -101,7 +101,7 @@ def _header(study: Study) -> str:
 
 def _table(study: Study, task: str) -> str:
     heads = columns(study, task)
-    known = figures.styles(study)
+    known = panels.styles(study)
     head = "".join(f'<th class="{"n" if number else ""}">{escape(name)}</th>' for name, number in heads)
     body, reasons = [], []
     for arm, cells, verdict in rows(study, task):
@@ -124,7 +124,7 @@ def _table(study: Study, task: str) -> str:
 
 def _budgets(study: Study, task: str) -> str:
     heads, rows = budget_rows(study, task)
-    known = figures.styles(study)
+    known = panels.styles(study)
     head = "".join(f'<th class="{"n" if i else ""}">{escape(name)}</th>' for i, name in enumerate(heads))
     body = ""
     for arm, *cells in rows:

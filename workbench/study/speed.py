@@ -16,7 +16,7 @@ from workbench.record import write_json
 from workbench.speed.predict import costs, decode, predict
 from workbench.study import differences, judge
 from workbench.study.collect import Study
-from workbench.study.figures import drawable
+from workbench.study.panels import drawable
 from workbench.study.sizes import binary
 
 SHARE = 0.5  # of the memory that weights and states may take: a cache that grows is there twice for a moment
