@@ -339,6 +339,10 @@ class PhonebookConfig:
 
         return PhonebookStream(self, split)
 
+    def answers(self, entries: int) -> tuple[int, int]:
+        """How many answers a book holds that do not follow from each other, and how many each could be."""
+        return entries, 10**self.digits
+
     @property
     def vocabulary(self) -> int:
         """Padding, the query mark, ten digits, and the tokens of the names."""
@@ -375,6 +379,12 @@ class RecallConfig:
                 f"{self.kind} of size {size} with {self.symbols} symbols: a size is at least 1"
                 + (", and each pair has a key of its own among half of the symbols" if self.kind == "mqar" else "")
             )
+
+    def answers(self, size: int) -> tuple[int, int]:
+        """How many answers a document holds that do not follow from each other, and how many each could be."""
+        if self.kind == "mqar":
+            return size, self.symbols // 2
+        return 1, self.symbols if self.kind == "induction" else self.symbols**size
 
     def stream(self, split: str = "train") -> Any:
         from workbench.data.recall import RecallStream

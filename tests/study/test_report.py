@@ -1,12 +1,14 @@
 import csv
 import json
+import math
 import re
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from workbench.config import load_file
+from workbench.config import PhonebookConfig, RecallConfig, load_file, to_json
 from workbench.study import answer, differences, figures, judge, panels
 from workbench.study.collect import collect
 from workbench.study.report import html, report
@@ -249,3 +251,40 @@ def test_recall_is_spoken_of_in_its_own_words(tmp_path):
     assert "With 8 pairs in the document (the most in training) transformer has" in answer.headline(study)[0]
     said = terminal_table(study) + " ".join(drawing.caption for drawing in figures.drawings(study))
     assert not re.search("entr(y|ies)|book|digit ", said)
+
+
+def test_the_dashed_line_of_capacity_is_the_most_that_any_state_can_answer(troubled):
+    from matplotlib.figure import Figure
+
+    folder, _ = troubled
+    drawing = figures.state(collect(folder), "phonebook")
+    (head,) = {row["state_bytes"] for row in drawing.rows if row["role"] == "capacity" and row["entries"] == 8}
+    assert head == pytest.approx(8 * 3 * math.log2(10) / 8) and "any state" in drawing.caption  # 8 numbers of 3 digits
+
+    ax = Figure().subplots()
+    panels.capacity(ax, 5, 2)  # five fair bits: the distortion-rate function is the inverse of 1 - H(wrong)
+    held, right = ax.lines[0].get_data()
+    for share, doubt in ((0.75, 0.811278), (0.9, 0.468996), (1.0, 0.0)):  # of a table of the binary entropy
+        assert np.interp(share, np.array(right) / 100, held) == pytest.approx(5 * (1 - doubt) / 8, abs=1e-3)
+
+    ax = Figure().subplots()
+    panels.capacity(ax, 1, 256**64)  # more alternatives than a float can count
+    assert np.all(np.isfinite(ax.lines[0].get_xdata()))
+
+
+def test_what_a_document_holds_is_counted_in_answers_that_do_not_follow_from_each_other():
+    assert PhonebookConfig(digits=3).answers(8) == (8, 1000)
+    assert RecallConfig("mqar", symbols=64).answers(16) == (16, 32)
+    assert RecallConfig("copying", symbols=16).answers(4) == (1, 16**4)
+    assert RecallConfig("induction", symbols=16).answers(4) == (1, 16)
+
+
+def test_a_task_whose_answers_have_no_parts_has_no_panel_and_no_column_for_them(tmp_path):
+    fake.write(tmp_path, ("hybrid", "mamba2"), text=False)
+    for config in tmp_path.glob("*/config.json"):
+        given = json.loads(config.read_text())
+        given["data"] = to_json(RecallConfig("mqar"))
+        config.write_text(json.dumps(given))
+    study = collect(tmp_path)
+    assert len(figures.recall(study, "mqar").figure.axes) == 1
+    assert [name for name, _ in columns(study, "mqar") if name.startswith("values")] == []

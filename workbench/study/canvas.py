@@ -77,11 +77,17 @@ def end_labels(ax: Axes, ends: list[tuple[str, float, float, str]], line: float 
 
 
 def legend(figure: Figure, known: dict[str, Style]) -> None:
-    """One line of coloured names below panels whose curves lie too close for names of their own."""
+    """Coloured names below panels whose curves lie too close for names of their own, in as few lines as fit."""
     handles = [Line2D([], [], color=s.colour, marker=s.marker, linewidth=2.2, markersize=6) for s in known.values()]
     if handles:
+        fit = int(figure.get_figwidth() / (0.6 + 0.085 * max(map(len, known))))  # inches of a bold name and its mark
         legend = figure.legend(
-            handles, list(known), loc="outside lower left", ncols=len(known), frameon=False, fontsize=9
+            handles,
+            list(known),
+            loc="outside lower left",
+            ncols=min(len(known), max(fit, 1)),
+            frameon=False,
+            fontsize=9,
         )
         for text, style in zip(legend.get_texts(), known.values(), strict=True):
             text.set_color(style.colour)
@@ -101,7 +107,7 @@ def print_across(figure: Figure, banner: str) -> None:
         )  # fmt: skip
 
 
-def bytes_axis(ax: Axes, values: Sequence[int]) -> None:
+def bytes_axis(ax: Axes, values: Sequence[float]) -> None:
     ax.set_xscale("log", base=2)
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(in_bytes))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.config import task_name
+from workbench.config import from_json, task_name
 from workbench.evaluate.interval import Interval
 from workbench.record import read_json, read_rows
 
@@ -104,6 +104,11 @@ class Run:
         """Sizes of the books seen in training."""
         evaluation = self.evaluation("exact_match")
         return sorted(int(k) for k in evaluation.get("trained_entries") or self.config["data"].get("entries", ()))
+
+    def answers(self, size: int) -> tuple[int, int] | None:
+        """Answers that a document of this size holds, and how many each could be; None for data of a user's own."""
+        data = self.config["data"]
+        return from_json(data).answers(size) if data["class"].startswith("workbench.") else None
 
     @property
     def bits_per_byte(self) -> Interval | None:

@@ -29,6 +29,7 @@ from workbench.study.collect import PLACES, Run, Study
 from workbench.study.panels import (
     band,
     baselines,
+    capacity,
     curves_by_entries,
     drawable,
     estimates,
@@ -74,12 +75,11 @@ def drawings(study: Study) -> list[Drawing]:
 def recall(study: Study, task: str) -> Drawing:
     """Exact match and digit accuracy against the number of entries, with baselines and the end of training."""
     runs, banner = drawable(study, task, "result")
-    figure, axes = canvas(1, 2, (9.6, 4.3), sharey=True)
-    rows: Rows = []
     units, holder, whole, part = words(task)
-    for ax, measure, title in zip(
-        axes, ("exact_match", "digit_accuracy"), (whole.capitalize(), f"Single {part}"), strict=True
-    ):
+    kinds = {"exact_match": whole.capitalize()} | ({"digit_accuracy": f"Single {part}"} if part != whole else {})
+    figure, axes = canvas(1, len(kinds), (1.4 + 4.1 * len(kinds), 4.3), sharey=True)
+    rows: Rows = []
+    for ax, (measure, title) in zip(axes, kinds.items(), strict=True):
         drawn = curves_by_entries(study, task, runs, measure, ax, rows)
         training_range(ax, runs)
         if measure == "exact_match":
@@ -91,8 +91,9 @@ def recall(study: Study, task: str) -> Drawing:
     print_across(figure, banner)
     spread = band(runs)
     caption = (
-        f"Correct answers on unseen {holder}s against the number of {units}: {whole} (left) and single {part} "
-        f"(right). Thick: mean over seeds; thin: each seed; band: 95 %, {spread}. Shaded: sizes in training."
+        f"Correct answers on unseen {holder}s against the number of {units}: {whole}"
+        + (f" (left) and single {part} (right)" if part != whole else "")
+        + f". Thick: mean over seeds; thin: each seed; band: 95 %, {spread}. Shaded: sizes in training."
     )
     said = {
         "copy_any": f"copying any answer of the {holder}",
@@ -442,7 +443,7 @@ def state(study: Study, task: str) -> Drawing:
     runs, banner = drawable(study, task, "result", "state")
     known = styles(study)
     sizes = [k for k in differences.sizes_of_interest(study, task)][:3]
-    figure, axes = canvas(1, max(len(sizes), 1), (1.2 + 2.8 * max(len(sizes), 1), 3.5), sharey=True)
+    figure, axes = canvas(1, max(len(sizes), 1), (max(5.6, 1.2 + 2.8 * len(sizes)), 3.5), sharey=True)
     rows: Rows = []
     for ax, entries in zip(axes, sizes, strict=False):
         groups: dict[str, dict[int, list[float]]] = {}
@@ -453,6 +454,11 @@ def state(study: Study, task: str) -> Drawing:
                 keys = {"arm": run.arm, "role": run.role, "seed": run.replicate[1], "entries": entries}
                 sizes_of = {key: run.result.get(key) for key in ("state_bytes", "non_embedding_parameters")}
                 rows.append(keys | sizes_of | value._asdict())
+        asked = next((found for run in runs if (found := run.answers(entries))), None)
+        held = capacity(ax, *asked) if asked else []
+        rows += [
+            {"arm": "", "role": "capacity", "entries": entries, "state_bytes": most, "mean": 1.0} for most in held[1:]
+        ]
         for arm, points in groups.items():
             x = sorted(points)
             y = [100 * np.mean(points[v]) for v in x]
@@ -467,7 +473,7 @@ def state(study: Study, task: str) -> Drawing:
                     markersize=3,
                     alpha=0.4,
                 )
-        bytes_axis(ax, [v for points in groups.values() for v in points])
+        bytes_axis(ax, [*held, *(v for points in groups.values() for v in points)])
         ax.set_ylim(-3, 105)
         ax.set_title(f"{entries} {words(task).units}", loc="left")
         ax.set_xlabel("state bytes a sequence")
@@ -479,6 +485,8 @@ def state(study: Study, task: str) -> Drawing:
     caption = (
         f"Exact match against what one sequence keeps while decoding (keys and values, recurrent state, convolution "
         f"windows){at}. Large: mean over seeds; small: each seed.{_sizes(runs)}"
+        + " Dashed: the most that any state of so many bytes can answer."
+        * any(row["role"] == "capacity" for row in rows)
     )
     return Drawing(f"{task}-state", figure, rows, caption)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -146,6 +147,31 @@ def baselines(ax: Axes, runs: Sequence[Run], rows: Rows) -> None:
         rows += [{"series": key, "entries": k, "mean": v / 100} for k, v in points]
     for name, x, y in labels:
         ax.annotate(name, (x, y), (3, 3), **text)
+
+
+def capacity(ax: Axes, answers: int, alternatives: int) -> list[float]:
+    """Dashes the most that any state can answer, and returns the bytes at the curve's foot and head.
+
+    The inverse of the rate-distortion function of `answers` independent values, each of equally likely `alternatives`,
+    under Hamming distortion (Cover & Thomas, Elements of Information Theory, 2nd edition, problem 10.5).
+    """
+    right = np.linspace(1 / alternatives, 1, 400)[1:]
+    wrong = 1 - right
+    with np.errstate(divide="ignore", invalid="ignore"):  # 0 log 0 is 0
+        doubt = -np.nan_to_num(right * np.log2(right)) - np.nan_to_num(wrong * np.log2(wrong))
+    other = math.log2(max(alternatives - 1, 1))
+    held = answers * (math.log2(alternatives) - doubt - wrong * other) / 8
+    ax.plot(held, 100 * right, color=FAINT, linewidth=1.2, linestyle=(0, (4, 2)), zorder=1)
+    ax.annotate(
+        "← out of reach\n    of any state",
+        (held[-1], 97),
+        (3, 0),
+        textcoords="offset points",
+        fontsize=7.5,
+        color=FAINT,
+        va="top",
+    )
+    return [float(held[-1]) / 4, float(held[-1])]
 
 
 def band(runs: Sequence[Run]) -> str:

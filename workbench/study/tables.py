@@ -17,10 +17,11 @@ def columns(study: Study, task: str) -> list[tuple[str, bool]]:
     sizes = table_sizes(study, task)
     heads = [("arm", False), ("parameters without embedding", True)]
     heads += [("training FLOPs a token", True), ("state", True), ("steps", True), ("seconds", True)]
-    units, _, _, part = words(task)
+    units, _, whole, part = words(task)
     heads += [(f"exact, {k} {units}", True) for k in sizes]
     if sizes:
-        heads += [(f"{part}, {sizes[-1]} {units}", True), ("trained", True)]
+        heads += [(f"{part}, {sizes[-1]} {units}", True)] if part != whole else []
+        heads.append(("trained", True))
     if any(run.bits_per_byte for run in study.select("result", "control", task=task)):
         heads.append(("bits per byte", True))
     if any(run.same_groups for run in study.select("result", "control", task=task)):
@@ -55,7 +56,9 @@ def rows(study: Study, task: str) -> list[tuple[str, list[str], judge.Verdict]]:
         cells.append(_seconds([run.result["seconds"] for run in done if run.result.get("seconds") is not None]))
         cells += [_estimate(done, "exact_match", k) for k in sizes]
         if sizes:
-            cells += [_estimate(done, "digit_accuracy", sizes[-1]), f"{verdict.solved} of {verdict.seeds}"]
+            several = words(task).part != words(task).whole
+            cells += [_estimate(done, "digit_accuracy", sizes[-1])] if several else []
+            cells.append(f"{verdict.solved} of {verdict.seeds}")
         if "bits per byte" in headings:
             cells.append(_estimate(done, "bits_per_byte", None))
         if "bits per byte, trained groups" in headings:
