@@ -4,8 +4,8 @@ Question: with equal data, steps, width and non-embedding parameters (within 2%)
     its state grows from 8 to 128 numbers a channel, against a Transformer whose cache grows with the context?
 Command:  workbench run experiments/state_size.py                (default)
           workbench run experiments/state_size.py --scale tiny   (does everything run?)
-Cost:     not measured yet; at most two hours on two cores, guessed from FLOPs (`workbench estimate`).
-Answer:   none yet: not run.
+Cost:     18 runs in 63 minutes on two cores.
+Answer:   of 64 pairs 31, 68, 94, 99.3 and 100.0% with 8, 16, 32, 64 and 128 numbers a channel; the Transformer 100.0%.
 
 Multi-query associative recall of up to 64 pairs, all in training. What the state takes in parameters the MLPs give; one
 learning rate serves all arms, untuned. The report's table has the bytes of state beside exact match.
