@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from workbench.config import BUDGETS
+from workbench.config import ROLES
 from workbench.study import answer, judge, scaling
 from workbench.study.collect import Run, Study
 from workbench.study.differences import comparisons, mean_of
 
-OTHERS = ("long", "state", "extended", "branched", "noise", "scale", *BUDGETS[1:])
+OTHERS = tuple(role for role in ROLES if role not in ("result", "control", "tuning"))  # listed run by run
 RESULTS = (
     "digest",
     "steps",
