@@ -72,6 +72,7 @@ def test_the_answer_names_where_curves_cross_with_its_interval(tmp_path):
     assert crossing.low < 900 * 2048 < crossing.high  # 2.2 + 0.4 u = 2 + u at u = 1/3, nine times the first
     said = answer.headline(study)
     assert any("mamba is below transformer until their curves cross" in sentence for sentence in said)
+    assert any("Against tokens mamba is below transformer until" in s for s in said) == (crossing.at <= found.high)
     record = study_json(study)["tasks"]["text"]["scaling"]
     assert record.keys() == {"flops", "tokens"}  # all are of one size
     assert record["tokens"]["arms"]["mamba"]["exponent"].keys() == {"mean", "low", "high"}

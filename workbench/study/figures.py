@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from workbench.study import differences, judge, scaling, statistics
 from workbench.study.canvas import (
@@ -378,6 +378,9 @@ def by_size(study: Study, task: str) -> Drawing:
                     keys = {"arm": arm, "seed": replicate[1], "against": curve.against, "x": x}
                     rows.append({**keys, **value._asdict(), "fitted": float(fits[replicate].at(x))})
         ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+        ax.xaxis.set_major_formatter(FuncFormatter(engineering))
+        ax.xaxis.set_minor_locator(NullLocator())
         ax.set_xlabel(scaling.AGAINST[curve.against])
     axes[0].set_ylabel("bits per byte on unseen groups")
     legend(figure, {arm: known[arm] for arm in dict.fromkeys(run.arm for run in scaling.runs(study, task))})

@@ -176,6 +176,14 @@ def sentences(study: Study, task: str) -> list[str]:
         )
     if not met(found):
         out.append(f"No two of these curves cross in most seeds, up to {BEYOND * found.high:.2g} {AGAINST['flops']}.")
+    tokens = curves(study, task, "tokens")
+    for each in met(tokens) if tokens else ():
+        if each.at <= tokens.high:  # what is asked of every arm: one stream, as long
+            interval = f" [{each.low:.2g}, {each.high:.2g}]" if each.seeds >= LEAST_SEEDS else ""
+            out.append(
+                f"Against tokens {each.first} is below {each.second} until {each.at:.2g}{interval}, within what was "
+                f"measured (in {each.seeds} of {each.of} seeds)."
+            )
     return out
 
 
