@@ -70,10 +70,14 @@ def test_an_unknown_override_is_refused_with_the_nearest(capsys, root):
 
 def test_overrides_may_stand_before_and_after_options(capsys, root):
     tables = []
-    for words in (["model.width=32", "--scale", "tiny"], ["--scale", "tiny", "model.width=32"]):
+    for words in (
+        ["model.width=32", "--scale", "tiny"],
+        ["--scale", "tiny", "model.width=32"],
+        ["--tiny", "model.width=32"],
+    ):
         assert main(["sizes", str(root / "experiments" / "text.py"), *words]) == 0
         tables.append(capsys.readouterr().out)
-    assert tables[0] == tables[1] and "20.58 k" in tables[0]
+    assert len(set(tables)) == 1 and "20.58 k" in tables[0]
     with pytest.raises(SystemExit):
         main(["sizes", str(root / "experiments" / "text.py"), "--scales", "tiny", "model.width=32"])
     assert "unrecognized arguments: --scales tiny model.width=32" in capsys.readouterr().err

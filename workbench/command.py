@@ -89,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
         each.add_argument("file", metavar="FILE", help="an experiment file, such as experiments/phonebook.py")
         each.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="changes to every run")
         each.add_argument("--scale", help="one of the file's SCALES (default: the first)")
+        each.add_argument("--tiny", dest="scale", action="store_const", const="tiny", help="--scale tiny")
 
     each = command(
         "run",
