@@ -106,9 +106,17 @@ class Run:
         return sorted(int(k) for k in evaluation.get("trained_entries") or self.config["data"].get("entries", ()))
 
     def answers(self, size: int) -> tuple[int, int] | None:
-        """Answers that a document of this size holds, and how many each could be; None for data of a user's own."""
+        """Answers that a document of this size holds, and how many each could be.
+
+        None for data of a user's own, or of a version whose fields were others.
+        """
         data = self.config["data"]
-        return from_json(data).answers(size) if data["class"].startswith("workbench.") else None
+        if not data["class"].startswith("workbench."):
+            return None
+        try:
+            return from_json(data).answers(size)
+        except ValueError:
+            return None
 
     @property
     def bits_per_byte(self) -> Interval | None:
