@@ -606,28 +606,27 @@ def _text(folders: list[str], files: str, overrides: list[str], step: int | str 
 
 def _suite(folders: list[str], names: str, overrides: list[str], step: int | str | None) -> int:
     from workbench.evaluate import suite
-    from workbench.evaluate.compare import compare, sentences
+    from workbench.evaluate.compare import against_first
     from workbench.evaluate.contamination import documents_of
     from workbench.evaluate.draw import draw
     from workbench.evaluate.score import subject
 
     tasks = suite.tasks([name.strip() for name in names.split(",") if name.strip()], overrides)
-    kept, failed = [], False
+    kept, failed = {}, False
     for folder in folders:
         examined = subject(Path(folder), step)
-        kept.append(suite.place(examined, folder))
-        results = suite.evaluate(examined, tasks, kept[-1], progress=sys.stderr.isatty())
-        failed |= any("error" in found for found in results.values())
+        kept[folder] = place = suite.place(examined, folder)
+        results = suite.evaluate(examined, tasks, place, progress=sys.stderr.isatty())
+        failed |= any("error" in found for found in results.values()) or all("left_out" in f for f in results.values())
         documents, why = documents_of(folder)
         if documents is not None:
-            results |= suite.scan(kept[-1], list(results), documents)
-        print(f"{folder}\n{suite.table(results)}\nitems: {kept[-1]}", flush=True)
+            results |= suite.scan(place, list(results), documents)
+        print(f"{folder}\n{suite.table(results)}\nitems: {place}", flush=True)
         if why:
             print(f"not scanned for overlap with the training corpus: {why}")
-        for path in draw(kept[-1]):
+        for path in draw(place):
             print(f"figure: {path}")
-    if len(kept) == 2:
-        print("\n".join(sentences([compare(*kept, task.name) for task in tasks])))
+    print("\n".join(against_first(kept, [task.name for task in tasks])))
     return 1 if failed else 0
 
 

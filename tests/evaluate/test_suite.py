@@ -174,10 +174,29 @@ def test_a_task_that_fails_leaves_the_others_unharmed(subject, asked, tmp_path):
     tasks[-1] = type("None_", (Sums,), {"name": "nothing"})(0)
     found = suite.evaluate(subject, tasks, tmp_path / "items")
     assert "bad.jsonl, line 1 is no JSON" in found["bad-letter"]["error"]
-    assert "tokens at its shortest" in found["ruler-vt-64"]["error"]
+    assert "tokens at its shortest" in found["ruler-vt-64"]["left_out"]
     assert found["nothing"] == {"error": "the task has no items"}
     assert found["sums"]["items"] == 4
-    assert "failed" in suite.table(found)
+    assert "failed" in suite.table(found) and "left out" in suite.table(found)
+
+
+def test_half_a_letter_in_a_file_of_questions_is_named_with_its_line(tmp_path):
+    (tmp_path / "half.jsonl").write_text('\n{"question": "\\ud800", "choices": ["a", "b"], "answer": 0}\n')
+    with pytest.raises(ValueError, match=r"half.jsonl, line 2 has half of a surrogate pair"):
+        len(suite.tasks([str(tmp_path / "half.jsonl")])[0])
+
+
+def test_a_length_for_a_suite_of_sizes_comes_to_one_task_each():
+    assert [task.name for task in suite.tasks(["phonebook"], ["length=1024"])] == [
+        "phonebook-standard-1024-tokens",
+        "phonebook-reversed-1024-tokens",
+    ]
+
+
+def test_two_scores_at_chance_are_not_put_in_order():
+    far = paired("t", "acc", np.array([1.0] * 30), np.zeros(30), [str(i) for i in range(30)])
+    assert "the first is ahead" in sentences([far])[0]
+    assert "neither can be told from chance" in sentences([far._replace(at_chance=True)])[0]
 
 
 def test_suites_are_named_and_the_nearest_is_said():
@@ -268,11 +287,16 @@ def test_different_questions_are_never_compared(subject, asked, tmp_path):
         suite.evaluate(subject, [task], folder)
     assert compare(one, two, "sums").needed is None
     assert compare(one, tmp_path, "sums") is None
+    suite.evaluate(subject, [Sums(4)], two)  # fewer are asked: those that were answered stay
+    assert len(suite.read_items(two / "sums.parquet")) == 6
+    (tmp_path / "few").mkdir()
+    suite.evaluate(subject, [Sums(4)], tmp_path / "few")
+    assert compare(one, tmp_path / "few", "sums").items == 4  # those that both were asked
     with pytest.raises(ValueError, match="not asked the same"):
         compare(one, three, "sums")
     said = against_first({"a": one, "b": two, "c": three, "d": tmp_path}, ["sums"])
     assert [line for line in said if line.endswith(":")] == [f"a (first) and {name} (second):" for name in "bcd"]
-    assert "no difference seen" in said[1] and "not asked the same" in said[3] and "nothing" in said[5]
+    assert "neither can be told from chance" in said[1] and "not asked the same" in said[3] and "nothing" in said[5]
 
 
 def test_the_command_prints_a_line_a_task_and_compares_two_runs(subject, asked, tmp_path, monkeypatch, capsys):
@@ -289,6 +313,10 @@ def test_the_command_prints_a_line_a_task_and_compares_two_runs(subject, asked, 
     assert len(suite.read_items(kept / "sums.parquet")) == 6
     assert main(["evaluate", folders[0], "count=2", "--suite", f"sums,{tmp_path}/bad.jsonl"]) == 1
     assert 'bad.jsonl, line 1 has no "question"' in capsys.readouterr().out
+    monkeypatch.setattr(suite, "SUITES", {"sums": (Sums(6), Ruler("vt", 64)), "short": (Ruler("vt", 64),)})
+    assert main(["evaluate", folders[0], "--suite", "sums"]) == 0  # what is too short for this tokenizer is no failure
+    assert "ruler-vt-64  left out" in capsys.readouterr().out
+    assert main(["evaluate", folders[0], "--suite", "short"]) == 1
     assert main(["evaluate", folders[0], "--suite", "sum"]) == 2
     assert "no suite 'sum'; did you mean 'sums'" in capsys.readouterr().err
 

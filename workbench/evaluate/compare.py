@@ -14,7 +14,7 @@ import numpy as np
 from scipy import special
 
 from workbench.evaluate.interval import clustered_mean, holm, normal_quantile, t_quantile
-from workbench.evaluate.suite import read_items
+from workbench.evaluate.suite import read_items, summary
 
 SURE = 0.05  # of p
 POWER = 0.8  # that the needed items would show the difference
@@ -23,6 +23,7 @@ POWER = 0.8  # that the needed items would show the difference
 class Comparison(NamedTuple):
     """first - second of a task's first metric, over the items that both were asked.
 
+    at_chance: neither score can be told from that of an answer that knows nothing.
     p: exact McNemar where answers are right or wrong and each item stands alone, else Student's t over clusters.
     needed: items at which a difference as large as this one would be seen, as often as POWER; None if it is zero.
     """
@@ -36,6 +37,7 @@ class Comparison(NamedTuple):
     high: float
     p: float
     needed: int | None
+    at_chance: bool = False
 
 
 def compare(first: Path, second: Path, task: str) -> Comparison | None:
@@ -44,17 +46,19 @@ def compare(first: Path, second: Path, task: str) -> Comparison | None:
 
     Raises ValueError where they were asked different things.
     """
-    a, b = (read_items(folder / f"{task}.parquet") for folder in (first, second))
-    if not a or not b or len({row["cluster"] for row in a}) < 2:
+    one, two = ({row["item"]: row for row in read_items(folder / f"{task}.parquet")} for folder in (first, second))
+    a, b = ([rows[item] for item in one if item in two] for rows in (one, two))
+    if len({row["cluster"] for row in a}) < 2:
         return None
     if [row["digest"] for row in a] != [row["digest"] for row in b]:
         raise ValueError(
-            f"{task}: the two were not asked the same {len(a)} and {len(b)} items, so they cannot be compared one by "
-            "one (prompts made to a length in tokens differ with the tokenizer)"
+            f"{task}: the two were not asked the same {len(one)} and {len(two)} items, so they cannot be compared one "
+            "by one (prompts made to a length in tokens differ with the tokenizer)"
         )
     metric = next(iter(a[0]["metrics"]))
     pairs = np.array([(x["metrics"][metric], y["metrics"][metric]) for x, y in zip(a, b, strict=True)])
-    return paired(task, metric, *pairs.T, [row["cluster"] for row in a])
+    found = paired(task, metric, *pairs.T, [row["cluster"] for row in a])
+    return found._replace(at_chance=all(summary(rows)["at_chance"] for rows in (a, b)))
 
 
 def paired(task: str, metric: str, a: np.ndarray, b: np.ndarray, clusters: Sequence[str]) -> Comparison:
@@ -102,7 +106,9 @@ def sentences(found: Sequence[Comparison | None]) -> list[str]:
     out = []
     for each, p in zip(known, holm([each.p for each in known]), strict=True):
         gap = f"{each.first - each.second:+.3f} [{each.low:+.3f}, {each.high:+.3f}], p = {p:.2g}"
-        if p < SURE:
+        if each.at_chance:
+            said = "neither can be told from chance"
+        elif p < SURE:
             said = f"the {'first' if each.first > each.second else 'second'} is ahead"
         else:
             said = "no difference seen"

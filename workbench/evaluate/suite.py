@@ -27,7 +27,7 @@ from workbench.evaluate.contamination import overlapping
 from workbench.evaluate.interval import clustered, clustered_mean
 from workbench.evaluate.score import BATCH, Subject, generate_until, loglikelihood
 from workbench.evaluate.tasks import choices, phonebook, recall, ruler
-from workbench.evaluate.tasks.item import Answer, Item, Task
+from workbench.evaluate.tasks.item import Answer, Item, Task, TooShort
 from workbench.model.names import named
 from workbench.record import add_row, read_json, read_rows, write_json, write_text
 from workbench.train.checkpoint import weights_hash
@@ -73,7 +73,7 @@ def tasks(names: Sequence[str], overrides: Sequence[str] = (), lengths: Sequence
         if not made:
             raise ValueError(f"no task of {', '.join(names)} has a length; leave lengths out")
         found = list({task.name: task for task in made}.values())  # sizes that differ otherwise come to one
-    found = list(dict.fromkeys(found))  # an override may have made two tasks one
+    found = list({(task.name, getattr(task, "path", "")): task for task in found}.values())  # an override made two one
     names = [task.name for task in found]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
@@ -93,6 +93,8 @@ def evaluate(
 ) -> dict[str, dict]:
     """The results by task: `summary`, or {"error": why} of one that failed, which leaves the others as they are.
 
+    Of a task that no item is short enough for with this tokenizer it is {"left_out": why}.
+
     Raises ValueError if the tokenizer is not the model's, and if pyarrow, which keeps the items, is not there.
     """
     _pyarrow()
@@ -108,6 +110,8 @@ def evaluate(
                 results[task.name] = ask(subject, task, folder, batch, bar)
                 if "overlapping" in before and before["digest"] == results[task.name]["digest"]:
                     results[task.name]["overlapping"] = before["overlapping"]
+            except TooShort as why:
+                results[task.name] = {"left_out": str(why)}
             except Exception as error:  # whatever is wrong with one task
                 why = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
                 results[task.name] = {"error": why}
@@ -155,7 +159,7 @@ def ask(subject: Subject, task: Task, folder: Path, batch: int = BATCH, bar: tqd
         }
         for index, item in enumerate(items)
     ]
-    _write(kept, table)
+    _write(kept, [*table, *(row for row in read_items(kept) if row["item"] >= len(items))])  # of a greater count
     log.unlink(missing_ok=True)
     return summary(table)
 
@@ -243,6 +247,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "chance": chance,
         "at_chance": None if first["low"] is None else first["low"] <= chance <= first["high"],
         "straddles": sum(row["straddles"] for row in rows),
+        "merges_digits": any((row["facts"] or {}).get("merges_digits", False) for row in rows),
         "metrics": metrics,
     }
 
@@ -251,8 +256,8 @@ def table(results: dict[str, dict]) -> str:
     """A line a task: its first metric, which stands in brackets where it cannot be told from chance."""
     lines = []
     for name, found in results.items():
-        if "error" in found:
-            lines.append((name, "failed", found["error"]))
+        if why := found.get("error") or found.get("left_out"):
+            lines.append((name, "failed" if "error" in found else "left out", why))
             continue
         metric, share = next(iter(found["metrics"].items()))
         text = f"{share['mean']:.3f}"
@@ -261,6 +266,10 @@ def table(results: dict[str, dict]) -> str:
         noted = f"{found['items']} items"
         if found["at_chance"]:
             text, noted = f"({text})", f"{noted}; at chance, {found['chance']:.3f}"
+        if found["straddles"]:
+            noted += f"; {found['straddles']} with a token across the cut"
+        if found["merges_digits"]:
+            noted += "; its tokens merge digits"
         if found.get("overlapping"):
             noted += f"; {found['overlapping']} overlap the training corpus"
         lines.append((name, f"{metric} {text}", noted))

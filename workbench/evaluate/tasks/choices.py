@@ -108,6 +108,8 @@ def _question(line: bytes, where: str) -> Question:
         value: Any = json.loads(line)
     except ValueError as error:  # UnicodeDecodeError too
         raise ValueError(f"{where} is no JSON ({error}); a line is {FORM}") from None
+    if any(0xD800 <= ord(letter) <= 0xDFFF for letter in json.dumps(value, ensure_ascii=False)):
+        raise ValueError(f"{where} has half of a surrogate pair, which no text can hold; write the letter itself")
     if not isinstance(value, dict) or not isinstance(value.get("question"), str):
         raise ValueError(f'{where} has no "question" that is text; a line is {FORM}')
     choices, answer = value.get("choices"), value.get("answer")

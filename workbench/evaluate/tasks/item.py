@@ -81,14 +81,18 @@ def roomy(tokenizer: Tokenizer, answer: str) -> int:
     return -(-(tokens(tokenizer, f" {answer}") + 8) // 16) * 16
 
 
+class TooShort(ValueError):
+    """No item of the task is as short as was asked: with another tokenizer there may be one."""
+
+
 def fitted(size: Callable[[int], int], least: int, limit: int, what: str) -> int:
     """The number of units, from `least` on, whose size is within the limit while one more unit is beyond it.
 
-    Raises ValueError if the least is beyond it. The size is taken to grow by at least one a unit, roughly evenly.
+    Raises TooShort if the least is beyond it. The size is taken to grow by at least one a unit, roughly evenly.
     """
     low, high = (least, size(least)), None
     if low[1] > limit:
-        raise ValueError(f"{what} has {low[1]} tokens at its shortest and {limit} are allowed; ask for a longer one")
+        raise TooShort(f"{what} has {low[1]} tokens at its shortest and {limit} are allowed; ask for a longer one")
     turn = 0
     while high is None or high[0] - low[0] > 1:
         if high is None:
