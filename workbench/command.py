@@ -158,7 +158,7 @@ own folder, or from another one's (--like).""",
         "show a study on wandb's pages: a saved workspace and a report, as code",
         """examples:
   workbench dashboard runs/phonebook                    make both, check them and send nothing (dashboard.json)
-  wandb sync runs/phonebook/*/wandb/offline-run-*       send the runs, which were logged offline
+  wandb sync runs/phonebook/{,*/}wandb/offline-run-*    send runs and report, which were logged offline
   workbench dashboard runs/phonebook --wandb online     save both on wandb's server, after `wandb login`
 
 Needs pip install 'architecture-workbench[dashboard]'.""",
@@ -173,12 +173,12 @@ Needs pip install 'architecture-workbench[dashboard]'.""",
         "print how far every run of a study is",
         """examples:
   workbench status runs/phonebook
-  workbench status runs/phonebook --watch      again every two seconds, until nothing runs
+  workbench status runs/phonebook --watch      again every two seconds, until nothing runs any more
 
 Told from the folder alone: from another terminal, or another machine that sees the folder.""",
     )
     each.add_argument("folder", metavar="STUDY_FOLDER")
-    each.add_argument("--watch", action="store_true", help="again every two seconds, until nothing runs or waits")
+    each.add_argument("--watch", action="store_true", help="again every two seconds, until nothing ran for a minute")
     each.add_argument("--json", action="store_true", help="a list of objects instead of a table")
 
     each = command(
@@ -505,6 +505,7 @@ def _dashboard(given: argparse.Namespace) -> None:
 def _status(given: argparse.Namespace) -> None:
     from workbench.study import status
 
+    quiet = 0  # looks since something ran
     while True:
         found = status.states(given.folder)
         text = status.as_json(found) if given.json else status.table(found)
@@ -512,7 +513,8 @@ def _status(given: argparse.Namespace) -> None:
             print(text)
             return
         print(f"\x1b[2J\x1b[H{text}" if sys.stdout.isatty() else text, flush=True)
-        if all(each.state in status.ENDED for each in found) or not any(each.state == "running" for each in found):
+        quiet = 0 if any(each.state == "running" for each in found) else quiet + 1
+        if quiet > (status.PATIENCE if any(each.state == "waiting" for each in found) else 0):
             return
         time.sleep(2)
 

@@ -10,6 +10,7 @@ import pytest
 
 from workbench.config import PhonebookConfig, RecallConfig, load_file, to_json
 from workbench.study import answer, differences, figures, judge, panels
+from workbench.study import tables as tables_module
 from workbench.study.collect import collect
 from workbench.study.report import html, report
 from workbench.study.tables import columns, pasted, rows, terminal_table
@@ -173,6 +174,8 @@ def test_the_tables_can_be_pasted_as_markdown_and_as_latex(troubled):
     for line in latex.splitlines():
         if line.endswith(r"\\"):
             assert not re.search(r"(?<!\\)[%_#$]", line)
+    assert re.search(r"\\footnotesize .*certificate [0-9a-f]{12}", latex)  # printed, not a comment
+    assert tables_module._escaped(r"a_b\c~^{}") == r"a\_b\textbackslash{}c\textasciitilde{}\textasciicircum{}\{\}"
 
 
 def test_held_out_files_of_trained_groups_have_a_column_beside_those_of_new_ones(troubled):
@@ -278,3 +281,12 @@ def test_what_a_document_holds_is_counted_in_answers_that_do_not_follow_from_eac
     assert RecallConfig("mqar", symbols=64).answers(16) == (16, 32)
     assert RecallConfig("copying", symbols=16).answers(4) == (1, 16**4)
     assert RecallConfig("induction", symbols=16).answers(4) == (1, 16)
+
+
+def test_only_what_comes_from_packages_is_called_source_code(tmp_path):
+    fake.write(tmp_path, ("hybrid", "mamba2"), seeds=(0,))
+    assert any("On unseen source code" in each for each in answer.headline(collect(tmp_path)))
+    for path in tmp_path.glob("*/config.json"):
+        path.write_text(path.read_text().replace("workbench.config:Packages", "workbench.config:Files"))
+    said = answer.headline(collect(tmp_path))
+    assert any("On unseen text" in each for each in said) and not any("source code" in each for each in said)

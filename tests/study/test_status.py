@@ -69,10 +69,13 @@ def test_a_folder_without_a_study_is_refused(tmp_path, capsys):
     assert "holds no study" in capsys.readouterr().err
 
 
-def test_the_command_prints_a_table_or_json_and_watching_ends_when_nothing_runs(study, capsys):
+def test_the_command_prints_a_table_or_json_and_watching_ends_when_nothing_runs(study, capsys, monkeypatch):
+    looks = []
+    monkeypatch.setattr("time.sleep", looks.append)
     assert main(["status", str(study), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert rows[2]["state"] == "running" and rows[2]["left_seconds"] == pytest.approx(5.0)
     (study / "running-s0-3" / "result.json").write_text(json.dumps({"status": "finished"}))
     assert main(["status", str(study), "--watch"]) == 0
+    assert len(looks) == (30 if any(row["state"] == "waiting" for row in rows) else 0)  # the next may be starting
     assert "2 finished" in capsys.readouterr().out

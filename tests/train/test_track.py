@@ -62,11 +62,13 @@ def test_a_studys_figures_and_page_are_one_more_run_of_its_group(records, tmp_pa
     figure, _ = plt.subplots()
     figure.savefig(tmp_path / "figures" / "recall.png")
     (tmp_path / "report.html").write_text("<p>answer</p>")
-    log_study("toys", tmp_path, "offline")
+    log_study("toys", tmp_path, "offline", {"toy": (["arm", "right"], [["mamba", "97.0 %"]])})
     (about,) = (record["run"] for record in records(tmp_path) if record["type"] == "run")
     assert (about["run_group"], about["job_type"]) == ("toys", "report")
     media = {path.suffix for path in (tmp_path / "wandb").glob("offline-run-*/files/media/**/*") if path.is_file()}
-    assert media == {".png", ".html"}
+    assert media == {".png", ".html", ".json"}
+    (table,) = (tmp_path / "wandb").glob("offline-run-*/files/media/table/**/*.json")
+    assert json.loads(table.read_text())["data"] == [["mamba", "97.0 %"]]
 
 
 def test_disabled_leaves_no_trace(whole):

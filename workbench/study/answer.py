@@ -138,7 +138,7 @@ def _sentence(
     first = [arm for arm in order if means[arm].mean == means[best].mean]
     others = order[len(first) :]
     if measure == "bits_per_byte":
-        where = "On unseen source code"
+        where = f"On unseen {_read(study, task)}"
         what = "fewest bits per byte"
     else:
         trained = study.select("result", task=task)[0].trained_entries
@@ -168,6 +168,13 @@ def _sentence(
         f"{lead}, but no arm is seen to differ from it: the furthest, {last}, is behind by "
         f"{gap(to_best[last], best)} ({level(to_best[last])})."
     )
+
+
+def _read(study: Study, task: str) -> str:
+    """What the texts are: of packages, source code."""
+    sources = [each for run in study.select("result", task=task) for each in run.config["data"].get("sources", ())]
+    code = sources and all(each["class"].endswith(":Packages") for each in sources)
+    return "source code" if code else "text"
 
 
 def _by_attention(study: Study, task: str, arms: list[str], rows: list[Comparison]) -> str:

@@ -78,7 +78,10 @@ def run(
     else:
         print("making the report", flush=True)
         page = compare(experiment.folder)
-        log_study(experiment.name, experiment.folder, wandb)
+        from workbench.study.collect import collect  # with the report's libraries
+        from workbench.study.tables import plain
+
+        log_study(experiment.name, experiment.folder, wandb, plain(collect(experiment.folder)))
         print(f"report: {page}")
     for failure in failures:
         print(f"FAILED {failure.run}: {failure.error}")

@@ -87,6 +87,7 @@ summary { cursor: pointer; color: var(--accent); font-size: 14.5px; margin-botto
   body { font-size: 10.5pt; } main { max-width: none; padding: 0; }
   figure, tr, .answer { break-inside: avoid; } h2, h3 { break-after: avoid; }
   table { font-size: 8pt; } th, td { padding: 3px 4px; } td small { font-size: 7pt; } th { font-size: 7.5pt; }
-  .scroll { overflow: visible; border: 0; } .card { padding: 0; border: 0; } details:not([open]) { display: none; }
+  .scroll { overflow: visible; border: 0; } .card { padding: 0; border: 0; } summary { list-style: none; }
+  details::details-content { content-visibility: visible; block-size: auto; }
 }
 """

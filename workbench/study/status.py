@@ -12,6 +12,7 @@ from workbench.record import read_json
 from workbench.study import progress
 
 ENDED = ("finished", "nan", "failed")
+PATIENCE = 30  # looks at a study whose next run may be starting
 
 
 class State(NamedTuple):

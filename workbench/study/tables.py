@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -87,6 +86,14 @@ def budget_rows(study: Study, task: str) -> tuple[list[str], list[list[str]]]:
     return heads, rows
 
 
+def plain(study: Study) -> dict[str, tuple[list[str], list[list[str]]]]:
+    """Headings and rows of each task's table."""
+    return {
+        task: ([name for name, _ in columns(study, task)], [cells for _, cells, _ in rows(study, task)])
+        for task in study.tasks
+    }
+
+
 def terminal_table(study: Study) -> str:
     """What a study found as text, under 110 columns: who is not ranked, a table a task, the answer."""
     out = [*textwrap.wrap(answer.first_line(study), 108), ""]
@@ -139,7 +146,7 @@ def pasted(study: Study, form: str) -> str:
         out.append(_markdown(heads, body, right) if form == "markdown" else _latex(heads, body, right))
     proof = certificate.hash_of(certificate.claims(study))[:12]
     said = f"{answer.first_line(study)} Made by `{command(study)}`; certificate {proof}."
-    return "\n\n".join([*out, said if form == "markdown" else f"% {said}"])
+    return "\n\n".join([*out, said if form == "markdown" else rf"\par\noindent {{\footnotesize {_escaped(said)}}}"])
 
 
 def _markdown(heads: list[str], body: list[list[str]], right: list[bool]) -> str:
@@ -149,7 +156,7 @@ def _markdown(heads: list[str], body: list[list[str]], right: list[bool]) -> str
 
 def _latex(heads: list[str], body: list[list[str]], right: list[bool]) -> str:
     def line(cells):
-        return " & ".join(re.sub(r"([%&_#$])", r"\\\1", cell).replace("–", "--") for cell in cells) + r" \\"
+        return " & ".join(map(_escaped, cells)) + r" \\"
 
     return "\n".join(
         [
@@ -162,6 +169,12 @@ def _latex(heads: list[str], body: list[list[str]], right: list[bool]) -> str:
             r"\end{tabular}",
         ]
     )
+
+
+def _escaped(text: str) -> str:
+    """As LaTeX prints it."""
+    named = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--"}
+    return text.translate(str.maketrans(named | {letter: f"\\{letter}" for letter in "%&_#${}"}))
 
 
 SPARE = ("FLOPs/token", "seconds", "steps")  # columns that the report has as well, in the order in which they go

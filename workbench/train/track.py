@@ -69,8 +69,11 @@ def finish(tracker: Any | None, result: dict[str, Any] | None) -> None:
     tracker.finish(exit_code=0 if result is not None and result["status"] == "finished" else 1)
 
 
-def log_study(study: str, folder: Path, mode: str) -> None:
-    """A study's figures, as the report drew them in folder/figures, and its page: one more run in the study's group."""
+def log_study(study: str, folder: Path, mode: str, tables: dict[str, tuple[list[str], list[list[str]]]]) -> None:
+    """A study's figures, as the report drew them in folder/figures, its page and tables (headings and rows, by name).
+
+    They are one more run in the study's group.
+    """
     if mode == "disabled":
         return
     import wandb
@@ -87,7 +90,8 @@ def log_study(study: str, folder: Path, mode: str) -> None:
         settings=_quiet(),
     )
     figures = {f"figures/{path.stem}": wandb.Image(str(path)) for path in sorted((folder / "figures").glob("*.png"))}
-    report.log(figures | {"report": wandb.Html((folder / "report.html").read_text(), inject=False)})
+    shown = {f"tables/{name}": wandb.Table(columns=heads, data=rows) for name, (heads, rows) in tables.items()}
+    report.log(figures | shown | {"report": wandb.Html((folder / "report.html").read_text(), inject=False)})
     report.finish()
 
 
