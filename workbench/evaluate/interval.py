@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ def normal_quantile(level: float) -> float:
 
 def t_quantile(level: float, freedom: float | int) -> float:
     """Half-width of the central interval of Student's t: 4.303 for 0.95 with 2 degrees of freedom."""
-    return float(special.stdtrit(freedom, (1 + level) / 2))
+    return float(special.stdtrit(freedom, (1 + level) / 2)) if math.isfinite(freedom) else normal_quantile(level)
 
 
 def clustered(right: Values, asked: Values, level: float = 0.95) -> Interval:

@@ -55,6 +55,12 @@ def t_interval(values: Values, level: float = 0.95) -> Interval:
     return Interval(float(values.mean()), float(values.mean() - half), float(values.mean() + half))
 
 
+def together(error: float, freedom: float, other: float, others: float) -> tuple[float, float]:
+    """The standard error of a sum of two independent errors, and its degrees of freedom. Source: Satterthwaite 1946."""
+    variance, weight = error**2 + other**2, error**4 / freedom + other**4 / others
+    return math.sqrt(variance), variance**2 / weight if weight else math.inf
+
+
 def average(intervals: Sequence[Interval]) -> Interval:
     """Mean of estimates on the same items, with the mean of their bounds: about these checkpoints alone.
 
@@ -64,12 +70,23 @@ def average(intervals: Sequence[Interval]) -> Interval:
 
 
 def over_seeds(intervals: Sequence[Interval]) -> tuple[Interval, str]:
-    """The mean over seeds and what its interval speaks of; over three seeds or more never narrower than items allow."""
+    """The mean over seeds and what its interval speaks of.
+
+    Over three seeds or more the widest of three: what the seeds allow, what the items allow, and both together.
+    """
     items = average(intervals)
     if len(intervals) < LEAST_SEEDS:
         return items, CHECKPOINTS
     seeds = t_interval([i.mean for i in intervals])
-    return Interval(items.mean, min(items.low, seeds.low), max(items.high, seeds.high)), ARCHITECTURES
+    halves = []
+    for own, others in (
+        (items.mean - items.low, seeds.mean - seeds.low),
+        (items.high - items.mean, seeds.high - seeds.mean),
+    ):
+        freedom = len(intervals) - 1
+        error, freedom = together(others / t_quantile(0.95, freedom), freedom, own / normal_quantile(0.95), math.inf)
+        halves.append(max(own, others, t_quantile(0.95, freedom) * error))
+    return Interval(items.mean, items.mean - halves[0], items.mean + halves[1]), ARCHITECTURES
 
 
 # ---- differences
@@ -117,9 +134,9 @@ def compare(
 ) -> tuple[Difference, Difference | None]:
     """a - b from each seed's (a, b, their paired difference over the same items or None): at both levels of claim.
 
-    First about these checkpoints, from their items. Then, with three seeds or more, about these architectures: the
-    paired t over seeds, never narrower nor surer than the items allow; else None. alpha: what the second may err by at
-    this look of several (see `spent_at`), None for nothing; p is made comparable with 5%.
+    First about these checkpoints, from their items. Then, with three seeds or more, about these architectures, else
+    None: the widest and least sure of the paired t over seeds, of the items, and of both errors together. alpha: what
+    the second may err by at this look of several (see `spent_at`), None for nothing; p is made comparable with 5%.
     """
     items = average([Interval(*paired[:3]) if paired else independent(a, b) for a, b, paired in seeds])
     margin = items.mean - items.low if items.mean >= 0 else items.high - items.mean  # towards zero
@@ -132,8 +149,16 @@ def compare(
     if len(seeds) < LEAST_SEEDS or not alpha:
         return checkpoints, None
     t = paired_t([a.mean for a, _, _ in seeds], [b.mean for _, b, _ in seeds], 1 - alpha)
-    p = min(max(t.p, p) * ALPHA / alpha, 1.0)
-    return checkpoints, t._replace(low=min(t.low, items.low), high=max(t.high, items.high), p=p)
+    of_seeds = (t.mean - t.low) / t_quantile(1 - alpha, len(seeds) - 1)
+    sides = [
+        together(of_seeds, len(seeds) - 1, half / quantile, freedom)
+        for half in (items.mean - items.low, items.high - items.mean)
+    ]
+    below, above = (t_quantile(1 - alpha, freedom) * error for error, freedom in sides)
+    error, freedom = sides[0 if items.mean >= 0 else 1]  # towards zero
+    both = float(2 * special.stdtr(freedom, -abs(items.mean) / error)) if error else float(items.mean == 0)
+    low, high = min(t.low, items.low, t.mean - below), max(t.high, items.high, t.mean + above)
+    return checkpoints, t._replace(low=low, high=high, p=min(max(t.p, p, both) * ALPHA / alpha, 1.0))
 
 
 # ---- several looks
