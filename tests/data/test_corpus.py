@@ -2,10 +2,12 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,12 @@ def library(tmp_path):
 
 def made(config, cache):
     return corpus(config, cache=cache)
+
+
+def texts(found, name):
+    split = found.split(name)
+    ends = np.cumsum(split.sizes + 1)
+    return [found.tokenizer.decode(split.tokens[end - size : end]) for end, size in zip(ends, split.sizes, strict=True)]
 
 
 def whole(folder):
@@ -82,6 +90,37 @@ def test_an_order_of_files_changes_no_split(library, tmp_path):
         assert sorted(one.bytes) == sorted(other.bytes) and set(one.groups) == set(other.groups)
 
 
+def test_another_order_of_lines_or_another_folder_changes_no_documents_split(library, tmp_path):
+    """With documents held out, which they are by what they say."""
+    folder = Path(library.sources[0].paths[0]).parent
+    moved, turned = tmp_path / "elsewhere" / "books", tmp_path / "turned"
+    for place, order in ((moved, 1), (turned, -1)):
+        place.mkdir(parents=True)
+        for path in folder.glob("*.jsonl"):
+            lines = path.read_text().splitlines(keepends=True)
+            (place / path.name).write_text("".join(lines[::order]))
+    configs = [
+        TextConfig((Files((str(place / "*.jsonl"),), group="repo"),), held_out=0.3) for place in (folder, moved, turned)
+    ]
+    found = [made(config, tmp_path / f"cache {number}") for number, config in enumerate(configs)]
+    splits = [{name: sorted(texts(each, name)) for name in SPLITS} for each in found]
+    assert splits[0] == splits[1] == splits[2]
+    assert len(splits[0]["same"]) > 2
+    first, second, third = (each.manifest["files"] for each in found)
+    assert found[0].folder.name == found[1].folder.name and first == second != third
+
+
+def test_the_manifest_has_the_sha256_of_every_file_that_was_read(library, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora.documents, "PART", 1500)  # a file is of several parts, and is named once
+    folder = Path(library.sources[0].paths[0]).parent
+    found = made(library, tmp_path).manifest
+    assert found["parts"] > 2
+    assert found["sources"] == [
+        {"source": 0, "name": str(path), "checksum": sha256(path.read_bytes()).hexdigest()}
+        for path in sorted(folder.glob("*.jsonl"))
+    ]
+
+
 def test_what_a_tokenizer_is_trained_on_is_the_training_split_alone(library, tmp_path, monkeypatch):
     seen = []
 
@@ -124,6 +163,30 @@ def test_a_damaged_file_is_named_and_nothing_is_overwritten(library, tmp_path, n
     with pytest.raises(ValueError, match=rf"{name} is damaged \(.*delete the folder"):
         made(library, tmp_path)
     assert whole(path.parent) == kept
+
+
+@pytest.mark.parametrize("name", ["document.npy", "first.npy", "files.json"])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b[:-3] + b"?" + b[-2:]], ids=["half", "a byte"]
+)
+def test_a_damaged_index_of_rows_is_named_and_is_made_again_once_deleted(library, tmp_path, name, damage):
+    found = made(library, tmp_path)
+    rows = [array.copy() for array in found.rows("train", 32)]
+    path = found.folder / "train.rows-32" / name
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=rf"{name} is damaged \(.*delete the folder .*train\.rows-32, then"):
+        made(library, tmp_path).rows("train", 32)
+    shutil.rmtree(path.parent)
+    assert all((one == other).all() for one, other in zip(rows, made(library, tmp_path).rows("train", 32), strict=True))
+
+
+def test_an_index_of_rows_that_was_not_finished_is_made_anew(library, tmp_path):
+    found = made(library, tmp_path)
+    for name in ("train.rows-32", ".train.rows-32"):
+        (found.folder / name).mkdir()
+        (found.folder / name / "first.npy").write_bytes(b"half")
+    assert found.rows("train", 32).first[-1] == len(found.rows("train", 32).size)
+    assert {path.name for path in found.folder.iterdir() if path.is_dir()} == {"train.rows-32"}
 
 
 def test_a_missing_file_is_named(library, tmp_path):
@@ -194,6 +257,13 @@ def test_processes_that_help_give_the_same_bytes(library, tmp_path, monkeypatch)
     assert whole(made(library, tmp_path / "helped").folder) == alone
 
 
+def test_every_step_that_takes_long_shows_how_far_it_is(library, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(corpora, "ALONE", 0.0)
+    made(TextConfig(library.sources, tokenizer="bpe-300"), tmp_path)
+    shown = capsys.readouterr().err
+    assert all(f"text: {step}:" in shown for step in ("read", "compare", "learn tokens", "encode"))
+
+
 def test_what_a_helper_raises_is_raised(library, tmp_path, monkeypatch):
     monkeypatch.setattr(corpora.documents, "PART", 1500)
     monkeypatch.setattr(corpora, "ALONE", 0.0)
@@ -239,6 +309,13 @@ def test_a_blend_reads_each_source_by_its_weight_and_each_of_its_rows_once_an_ep
 def test_weights_and_sources_are_as_many(library, tmp_path):
     with pytest.raises(ValueError, match="2 weights for 1 sources"):
         TextStream(TextConfig(library.sources, weights=(1, 2)), cache=tmp_path)
+
+
+def test_weights_are_refused_before_anything_is_prepared(library, tmp_path):
+    for weights in ((-1,), (1, 1)):
+        with pytest.raises(ValueError, match="weights"):
+            TextStream(TextConfig(library.sources, weights=weights), cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_copy_in_another_source_is_dropped(tmp_path):

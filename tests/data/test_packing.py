@@ -1,7 +1,9 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
-from workbench.data.packing import blend, order, pack
+from workbench.data.packing import LONGEST, blend, order, pack
 
 
 @pytest.mark.parametrize(
@@ -26,7 +28,36 @@ def test_any_window_as_long_as_the_period_has_the_shares_exactly():
         assert [seen.count(source) for source in range(3)] == [14, 3, 3]
 
 
-@pytest.mark.parametrize("weights", [(), (1, 0), (1, -1)])
+@pytest.mark.parametrize(
+    ("weights", "rows"),
+    [((1, 0.0001), (10000, 1)), ((2000, 1), (2000, 1)), ((123, 457, 421), (123, 457, 421)),
+     ((12345, 6789, 2345, 999), (12345, 6789, 2345, 999)), ((0.5, 1), (1, 2)), ((1 / 6, 5 / 6), (1, 5))],
+)  # fmt: skip
+def test_a_period_has_each_sources_exact_share_of_rows(weights, rows):
+    schedule = blend(weights)
+    assert schedule.counts.tolist() == list(rows) == np.bincount(schedule.source).tolist()
+
+
+def test_of_sources_that_fall_due_together_the_first_is_read_first():
+    """Tijdeman's rule with fractions throughout: floats decide nothing in another way."""
+    for weights in [(1, 1, 1), (70, 15, 15), (9, 6, 3, 2), (49999, 50001)]:
+        total, counts = sum(weights), [0] * len(weights)
+        slack = 1 - Fraction(1, max(2 * len(weights) - 2, 2))
+        for row, source in enumerate(blend(weights).source[:500].tolist(), 1):
+            shares = [Fraction(weight, total) for weight in weights]
+            able = [j for j, share in enumerate(shares) if row * share - counts[j] >= 1 - slack]
+            assert source == min(able, key=lambda j: ((counts[j] + slack) / shares[j], j))
+            counts[source] += 1
+
+
+def test_weights_that_are_exact_only_in_too_many_rows_are_refused():
+    assert len(blend((LONGEST - 1, 1)).source) == LONGEST
+    for weights in [(LONGEST, 1), (1, 1e-9), (0.123456789, 0.876543211)]:
+        with pytest.raises(ValueError, match=r"after at most 100,000 rows; \(.*\) would need more: give rounder"):
+            blend(weights)
+
+
+@pytest.mark.parametrize("weights", [(), (1, 0), (1, -1), (1, float("inf")), (1, float("nan"))])
 def test_weights_that_are_not_positive_are_refused(weights):
     with pytest.raises(ValueError, match="positive numbers"):
         blend(weights)

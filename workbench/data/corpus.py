@@ -4,12 +4,13 @@ What is in which split depends on the documents' bytes and groups alone, never o
 Preparation is in steps that each leave whole files behind, so that one that was killed goes on; several processes do
 the work of a large corpus. Its folder:
 
-    manifest.json     sources and their checksums, what was dropped, counts, and size and sha256 of every other file
+    manifest.json     sources and their checksums, what was dropped, counts, and size and sha256 of every file below
     tokenizer.json    what turned documents into tokens
     SPLIT.tokens      every document's boundary and tokens, one after another, little-endian uint16 or uint32
     SPLIT.lengths     bytes that each token stands for (uint16); not of the split train
     SPLIT.npz         documents: tokens, bytes, group, shelf, source; the groups' names
-    SPLIT.rows-256/   how documents lie in rows of 256 tokens; made when such rows are first asked for
+    SPLIT.rows-256/   how documents lie in rows of 256 tokens, and files.json, the size and sha256 of each file of that;
+                      made when such rows are first asked for, and not in the manifest
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ from workbench.config import TextConfig, nearest
 from workbench.data import documents, duplicates
 from workbench.data import tokenizer as tokenizers
 from workbench.data.packing import Pieces, pack
-from workbench.record import cache_folder, read_json, write_json, writing
+from workbench.record import cache_folder, write_json, writing
 
 RANGES = {"train": (0.0, 0.7), "select": (0.7, 0.85), "test": (0.85, 1.0)}  # of the range of the group's hash
 SPLITS = (*RANGES, "same")  # "same": documents of training groups that were held out
-FORMAT = 2
+FORMAT = 3
 ALONE = 3.0  # seconds after which more processes come to help
 SMALL = 64 * 1024**2  # bytes of a corpus whose checksums are looked at whenever it is opened
 
@@ -88,18 +89,24 @@ class Corpus:
     def rows(self, name: str, length: int) -> Pieces:
         """How the split's documents lie in rows of this length; kept beside it."""
         place = self.folder / f"{name}.rows-{length}"
-        if not place.is_dir():
-            split = self.split(name)
-            part = self.folder / f".{name}.rows-{length}.{os.getpid()}"
-            with writing(self.folder, ADVICE):
-                shutil.rmtree(part, ignore_errors=True)
-                part.mkdir()
-                for field, array in pack(split.sizes, split.shelf, length)._asdict().items():
-                    np.save(part / f"{field}.npy", array)
-                with contextlib.suppress(OSError):  # another process was first
-                    part.rename(place)
-                shutil.rmtree(part, ignore_errors=True)
+        if not (place / "files.json").is_file():
+            with _alone(self.folder):
+                if not (place / "files.json").is_file():
+                    self._lay(name, length, place)
+        _check(place, _about(place / "files.json"))
         return Pieces(*(np.load(place / f"{field}.npy", mmap_mode="r") for field in Pieces._fields))
+
+    def _lay(self, name: str, length: int, place: Path) -> None:
+        split = self.split(name)
+        part = place.with_name(f".{place.name}")
+        with writing(self.folder, ADVICE):
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            for field, array in pack(split.sizes, split.shelf, length)._asdict().items():
+                np.save(part / f"{field}.npy", array)
+            write_json(part / "files.json", _files(part))
+            shutil.rmtree(place, ignore_errors=True)  # a folder without files.json
+            part.rename(place)
 
 
 def split_of(group: str) -> str:
@@ -146,17 +153,39 @@ def corpus(
 
 def _opened(place: Path) -> Corpus:
     """Raises ValueError for a file that is not what the manifest says."""
-    manifest = read_json(place / "manifest.json")
-    thorough = sum(each["bytes"] for each in manifest["files"].values()) <= SMALL
-    for name, each in manifest["files"].items():
-        path = place / name
-        found = path.stat().st_size if path.is_file() else "no"
-        wrong = f"it has {found} bytes, {each['bytes']} were written" if found != each["bytes"] else ""
-        if thorough and not wrong and documents.file_sha256(path) != each["sha256"]:
-            wrong = "its bytes are not those that were written"
-        if wrong:
-            raise ValueError(f"{path} is damaged ({wrong}); delete the folder {place}, then it is prepared again")
+    manifest = _about(place / "manifest.json")
+    _check(place, manifest["files"], sum(each["bytes"] for each in manifest["files"].values()) <= SMALL)
     return Corpus(place, manifest)
+
+
+def _files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of each of the folder's files."""
+    return {
+        path.name: {"bytes": path.stat().st_size, "sha256": documents.file_sha256(path)}
+        for path in sorted(folder.iterdir())
+    }
+
+
+def _check(folder: Path, files: dict[str, dict[str, Any]], thorough: bool = True) -> None:
+    """Raises ValueError for a file that has another size, or when thorough another sha256, than was written."""
+    for name, each in files.items():
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else "no"
+        if found != each["bytes"]:
+            raise _damaged(path, f"it has {found} bytes, {each['bytes']} were written")
+        if thorough and documents.file_sha256(path) != each["sha256"]:
+            raise _damaged(path, "its bytes are not those that were written")
+
+
+def _about(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _damaged(path: Path, wrong: str) -> ValueError:
+    return ValueError(f"{path} is damaged ({wrong}); delete the folder {path.parent}, then it is prepared again")
 
 
 @contextlib.contextmanager
@@ -186,11 +215,12 @@ def _prepare(place: Path, config: TextConfig, parts: list[documents.Part], key: 
             _choose(work, parts, config)
         if not (work / "tokenizer.json").is_file():
             trained = tokenizers.BPE.fullmatch(config.tokenizer)
-            spoken = (
-                tokenizers.train(_kept_documents(work, len(parts)), int(trained[1]))
-                if trained
-                else tokenizers.named(config.tokenizer)
-            )
+            if trained:
+                kept = _kept_documents(work, len(parts))
+                bar = tqdm(kept, desc="text: learn tokens", unit="document", delay=ALONE)
+                spoken = tokenizers.train(iter(bar), int(trained[1]))
+            else:
+                spoken = tokenizers.named(config.tokenizer)
             _whole(work / "tokenizer.json", spoken.saved())
         _together(work, "encode", len(parts))
         _finish(work, place, parts, key)
@@ -266,8 +296,9 @@ def _read(work: Path, number: int) -> None:
         content += document.content
         sizes.append(len(document.content))
         groups.append(document.group)
-        names.append(document.name)
         prints.append(duplicates.fingerprint(document.content))
+        # A package's file is known by its path; any other document by what it says, wherever it lies.
+        names.append(document.name if parts[number].kind == "package" else prints[-1].digest.hex())
     _whole(work / f"content-{number:06}", bytes(content))
     _save(
         _made(work, "read", number),
@@ -306,7 +337,7 @@ def _choose(work: Path, parts: list[documents.Part], config: TextConfig) -> None
     digests, minhashes = [part["digests"] for part in read], [part["minhashes"] for part in read]
 
     def prints() -> Iterator[duplicates.Print]:
-        for i in ranked:
+        for i in tqdm(ranked, desc="text: compare", unit="document", delay=ALONE):
             number, at = place[i]
             yield duplicates.Print(digests[number][at].tobytes(), minhashes[number][at])
 
@@ -450,6 +481,12 @@ def _finish(work: Path, place: Path, parts: list[documents.Part], key: str) -> N
     manifest = {
         "key": key,
         "checksum": sha256(json.dumps([part.checksum for part in parts]).encode()).hexdigest(),
+        "sources": [
+            {"source": source, "name": name, "checksum": checksum}
+            for source, name, checksum in dict.fromkeys(
+                (part.source, part.where[0], part.checksum.rpartition(" ")[0] or part.checksum) for part in parts
+            )  # what follows the last space is which part of the file it is
+        ],
         "packages": [
             {"name": part.where[0], "version": part.where[1], "split": split_of(part.where[0])}
             for part in parts
@@ -461,10 +498,7 @@ def _finish(work: Path, place: Path, parts: list[documents.Part], key: str) -> N
         "tokenizer": sha256((done / "tokenizer.json").read_bytes()).hexdigest(),
         "vocabulary": spoken.vocabulary,
         "dtype": _dtype(spoken),
-        "files": {
-            path.name: {"bytes": path.stat().st_size, "sha256": documents.file_sha256(path)}
-            for path in sorted(done.iterdir())
-        },
+        "files": _files(done),
     }
     write_json(done / "manifest.json", manifest)
     shutil.rmtree(place, ignore_errors=True)  # a folder without a manifest

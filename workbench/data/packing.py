@@ -6,10 +6,12 @@ import functools
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from fractions import Fraction
-from math import lcm
+from math import gcd, inf, lcm
 from typing import NamedTuple
 
 import numpy as np
+
+LONGEST = 100_000  # rows of a blend's period: made in a second, and floats still tell any two of its due dates apart
 
 
 class Pieces(NamedTuple):
@@ -112,22 +114,32 @@ class Blend(NamedTuple):
 def blend(weights: Sequence[float]) -> Blend:
     """Rows by weight: after any number of rows each source has its share to within one row.
 
-    Weights are taken as fractions with a denominator of at most 1,000. The schedule is the one that serves, of the
-    sources that may go ahead, the one whose next row falls due first (Tijdeman 1980, "The chairman assignment
-    problem"). Raises ValueError unless all weights are positive.
+    Weights are taken as they are written (1 / 6 as well) and each period has their shares exactly. The schedule is the
+    one that serves, of the sources that may go ahead, the one whose next row falls due first (Tijdeman 1980, "The
+    chairman assignment problem"). Raises ValueError unless all weights are positive and a period has LONGEST rows or
+    fewer.
     """
-    if not weights or not all(weight > 0 for weight in weights):
+    if not weights or not all(0 < weight < inf for weight in weights):
         raise ValueError(f"a blend's weights are positive numbers, one a source; got {tuple(weights)}")
-    total = sum(Fraction(str(weight)) for weight in weights)
-    shares = [(Fraction(str(weight)) / total).limit_denominator(1000) for weight in weights]
-    shares = [share / sum(shares) for share in shares]
-    period = lcm(*(share.denominator for share in shares))
-    slack = 1 - Fraction(1, max(2 * len(shares) - 2, 2))
+    exact = [Fraction(weight).limit_denominator(LONGEST) for weight in weights]
+    exact = [
+        near if float(near) == weight else Fraction(str(weight)) for near, weight in zip(exact, weights, strict=True)
+    ]
+    scale = lcm(*(weight.denominator for weight in exact))
+    wholes = [int(weight * scale) for weight in exact]
+    shares = [whole // gcd(*wholes) for whole in wholes]  # rows of each source in a period
+    period = sum(shares)
+    if period > LONGEST:
+        raise ValueError(
+            f"a blend has its weights' exact shares after at most {LONGEST:,} rows; {tuple(weights)} would need more: "
+            "give rounder weights, such as (70, 15, 15)"
+        )
+    most = max(2 * len(shares) - 2, 2)  # a source may be 1 - 1/most rows ahead of its share
     counts = [0] * len(shares)
     source, before = [], []
     for row in range(1, period + 1):
-        able = [j for j, share in enumerate(shares) if row * share - counts[j] >= 1 - slack]
-        chosen = min(able, key=lambda j: ((counts[j] + slack) / shares[j], j))
+        able = [j for j, share in enumerate(shares) if (row * share - counts[j] * period) * most >= period]
+        chosen = min(able, key=lambda j: (((counts[j] + 1) * most - 1) / shares[j], j))
         source.append(chosen)
         before.append(counts[chosen])
         counts[chosen] += 1

@@ -50,12 +50,12 @@ class TextStream:
             )
         self.config, self.split = config, split
         self.stages = stages(config.batch, config.ramp)
+        self.blend = blend(config.weights) if config.weights else None
         self.corpus = corpus(config, find, cache)
         self.documents = self.corpus.split(split)
         self.pieces = self.corpus.rows(split, config.length)
         sizes = self.documents.sizes
         self.starts = np.cumsum(sizes + 1) - sizes - 1  # of each document's boundary among the tokens
-        self.blend = blend(config.weights) if config.weights else None
         if self.blend is not None:
             of_row = self.documents.source[self.pieces.document[self.pieces.first[:-1]]]
             self.of_source = [np.flatnonzero(of_row == source) for source in range(len(config.sources))]
