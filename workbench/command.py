@@ -266,6 +266,7 @@ needs JAX's CUDA plugin, but no GPU: ./setup.sh sm90a installs it beside this en
   workbench evaluate runs/released/smollm2 runs/text/text-hybrid-s1-* length=1024 --text "notes/**/*.md"
 
   workbench evaluate runs/text/text-hybrid-s1-1a2b3c4d --suite phonebook,ruler-small,recall
+  workbench evaluate runs/text/text-hybrid-s1-1a2b3c4d --suite ruler essays="essays/*.txt" questions=squad.jsonl
   workbench evaluate runs/text/text-*-s1-* shots=5 count=100 --suite questions.jsonl
   workbench evaluate runs/text/text-hybrid-s1-1a2b3c4d --lm-eval waleffe,waleffe_mmlu_5
 
@@ -276,11 +277,13 @@ With --text it is bits per byte on those files, of imported models too: document
 of the pieces are read. What was trained on them is not known here.
 
 With --suite overrides change its tasks (their fields: workbench/evaluate/tasks). Suites are phonebook, recall,
-ruler-small (256 to 2048 tokens) and ruler (4k to 128k); a .jsonl file is multiple choice, asked in three forms. Every
-item is kept as parquet in the run's folder (needs the extra data); what was answered is not asked again. Prints a line
-a task, in brackets where it cannot be told from chance, counts items that share 13 words in a row with the training
-corpus, draws curves and heat maps (length by depth) beside the items, and compares two runs item by item. Exit
-status 1 if a task failed: the others are unharmed.
+ruler-small (256 to 2048 tokens) and ruler (4k to 128k): six of its tasks need nothing more, five hide needles in your
+essays, two ask your questions ({"question": "...", "answers": ["..."], "documents": ["..."]} a line). Another .jsonl
+file is multiple choice, asked in three forms. Every item is kept as parquet in the run's folder (needs the extra data);
+what was answered is not asked again. Prints a line a task, in brackets where it cannot be told from chance, counts
+items that share 13 words in a row with the training corpus, draws curves and heat maps (length by depth) beside the
+items, and compares every other run with the first, item by item. Exit status 1 if a task failed: the others are
+unharmed, and what no prompt is short enough for with this tokenizer is left out.
 
 With --lm-eval the tasks, metrics and errors are those of EleutherAI's lm-eval (needs the extra lm-eval, and what its
 tasks download); waleffe holds the twelve of the paper, waleffe_mmlu_5 the one with five examples.""",

@@ -199,6 +199,15 @@ def test_two_scores_at_chance_are_not_put_in_order():
     assert "neither can be told from chance" in sentences([far._replace(at_chance=True)])[0]
 
 
+def test_rulers_tasks_on_the_users_own_files_join_when_these_are_given(tmp_path):
+    alone = {task.kind for task in suite.tasks(["ruler-small"])}
+    with_essays = {task.kind for task in suite.tasks(["ruler-small"], [f"essays={tmp_path}/*.txt"])}
+    every = {task.kind for task in suite.tasks(["ruler-small"], ["essays=a.txt", "questions=q.jsonl"])}
+    assert (len(alone), len(with_essays), len(every)) == (6, 11, 13) and alone < with_essays < every
+    with pytest.raises(ValueError, match=r"ruler: all of these tasks need a file; give questions=PATH"):
+        suite.tasks(["ruler"], ["kind=qa_1"])
+
+
 def test_suites_are_named_and_the_nearest_is_said():
     assert [task.name for task in suite.tasks(["recall"])] == [task.name for task in suite.SUITES["recall"]]
     with pytest.raises(ValueError, match="no suite 'ruler-smal'; did you mean 'ruler-small'"):

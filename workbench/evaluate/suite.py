@@ -46,7 +46,8 @@ def tasks(names: Sequence[str], overrides: Sequence[str] = (), lengths: Sequence
     """The tasks of suites, and of files of multiple-choice questions (.jsonl), with overrides in those that have the
     field.
 
-    lengths: tokens of a prompt with its answer, for tasks that can be made so, in place of the suites' own sizes.
+    Tasks that need a file of the user's (`missing`: RULER's essays=PATH, questions=PATH) are left out where it is not
+    given. lengths: tokens of a prompt with its answer, for tasks made to a length, in place of the suites' own sizes.
     Raises ValueError for an unknown suite, naming the nearest, and for an override or lengths that no task has.
     """
     found: list[Task] = []
@@ -68,6 +69,12 @@ def tasks(names: Sequence[str], overrides: Sequence[str] = (), lengths: Sequence
                 missing.append(error)
         if len(missing) == len(found):
             raise next((error for error in missing if "did you mean" in str(error)), missing[0])
+    wanting = sorted({task.missing for task in found if getattr(task, "missing", "")})
+    found = [task for task in found if not getattr(task, "missing", "")]
+    if not found:
+        raise ValueError(
+            f"{', '.join(names)}: all of these tasks need a file; give {', '.join(f'{each}=PATH' for each in wanting)}"
+        )
     if lengths:
         made = [dataclasses.replace(task, length=n) for n in lengths for task in found if hasattr(task, "length")]
         if not made:

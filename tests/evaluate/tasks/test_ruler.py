@@ -8,7 +8,7 @@ from workbench.data import tokenizer as tokenizers
 from workbench.data.tokenizer import Bytes
 from workbench.evaluate.suite import digest
 from workbench.evaluate.tasks.item import Answer, generator, tokens
-from workbench.evaluate.tasks.ruler import KINDS, MAKERS, NOISE, ROOM, Ruler
+from workbench.evaluate.tasks.ruler import MAKERS, NOISE, ROOM, Ruler
 
 GOLDEN = {  # of item 0 at 2048 bytes
     "niah_single_1": "a79da26f117a0799",
@@ -31,10 +31,10 @@ eastern-beach mentioned in the provided text is"""
 @pytest.fixture(scope="module")
 def spoken():
     """A tokenizer that knows the prompts' words, as one that was trained on much text does."""
-    return tokenizers.train((Ruler(kind, 8192).item(0, Bytes()).prompt.encode() for kind in KINDS), 2000)
+    return tokenizers.train((Ruler(kind, 8192).item(0, Bytes()).prompt.encode() for kind in MAKERS), 2000)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MAKERS)
 def test_prompt_and_answer_are_within_one_unit_of_the_length(kind, spoken):
     for tokenizer, lengths in ((spoken, (512, 1024, 4096)), (Bytes(), (2048, 8192))):
         for length in lengths:
