@@ -2,10 +2,11 @@
 
 Question: at 8 billion parameters and on the same data, does a hybrid of Mamba-2, a little attention and MLPs beat
     the Transformer, Mamba and Mamba-2, and at what?
-Command:  workbench sizes experiments/waleffe_8b.py        (milliseconds, no accelerator)
+Command:  workbench sizes experiments/waleffe_8b.py             (milliseconds, no accelerator)
+          workbench plan experiments/waleffe_8b.py --count 8    (the step compiled for H100s that are not there)
 Cost:     of training on 1.1T tokens, as in the paper: 4.8e22 to 5.3e22 FLOPs an arm, about 33,000 to 37,000 hours of
-    one GPU that keeps up 400 TFLOP/s. The data named here are this bench's own bytes; a corpus of that size with a
-    vocabulary of 256,000 has to be brought before it is trained.
+    one GPU that keeps up 400 TFLOP/s. No data are named here: a corpus of that size (data.sources) and a tokenizer of
+    256,000 tokens have to be brought before it is trained.
 Answer:   none yet; not run, planned. The sizes agree with the paper's models: 8.540, 8.149, 8.237 and 8.655 billion.
 """
 

@@ -102,7 +102,7 @@ def table(plans: Sequence[Plan], utilisation: float) -> str:
                 *(binary(bytes_of.get(kind, 0)) for kind in COLLECTIVES),
                 binary(others),
                 _seconds(each.sending_seconds),
-                _seconds(each.step_seconds(utilisation)),
+                _step(each, utilisation),
             ]
         )
     widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
@@ -111,6 +111,12 @@ def table(plans: Sequence[Plan], utilisation: float) -> str:
         for line in [head, *body]
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", *_notes(plans, utilisation)])
+
+
+def _step(made: Plan, utilisation: float) -> str:
+    """The seconds of a step, or of its sending where that takes longer."""
+    computing, sending = made.step_seconds(utilisation), made.sending_seconds
+    return f"{_seconds(sending)} (links)" if computing and sending and sending > computing else _seconds(computing)
 
 
 def _seconds(value: float | None) -> str:
@@ -124,7 +130,7 @@ def _notes(plans: Sequence[Plan], utilisation: float) -> list[str]:
         notes += [
             f"Fits: the peak is at most {FILLED:.0%} of {binary(device.memory_bytes)}.",
             f"Sending: bytes within a node at {device.within_bytes / 1e9:.0f} GB/s, across at "
-            f"{device.across_bytes / 1e9:.0f} GB/s, nothing beside them.",
+            f"{device.across_bytes / 1e9:.0f} GB/s, nothing beside them; (links): that takes longer than the step.",
         ]
     for made in {made.arm: made for made in plans}.values():
         a_token = made.flops / made.tokens
