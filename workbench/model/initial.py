@@ -19,9 +19,12 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 Distribution = Callable[[jax.Array, tuple[int, ...]], jax.Array]  # (key, shape) -> float32 array
@@ -29,23 +32,28 @@ Distribution = Callable[[jax.Array, tuple[int, ...]], jax.Array]  # (key, shape)
 PAPER_WIDTH = 4096
 
 
+@cache  # one function for one distribution, so that it is compiled once, as are those that follow
 def normal(std: float) -> Distribution:
     return lambda key, shape: std * jax.random.normal(key, shape, jnp.float32)
 
 
+@cache
 def uniform(bound: float) -> Distribution:
     return lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
+@cache
 def constant(value: float) -> Distribution:
     return lambda key, shape: jnp.full(shape, value, jnp.float32)
 
 
+@cache
 def log_uniform(low: float, high: float) -> Distribution:
     """log(u) for u uniform in [low, high]."""
     return lambda key, shape: jnp.log(jax.random.uniform(key, shape, jnp.float32, low, high))
 
 
+@cache
 def inverse_softplus_step(low: float, high: float, floor: float) -> Distribution:
     """The bias whose softplus is exp(U(ln low, ln high)), at least `floor`."""
 
@@ -57,6 +65,7 @@ def inverse_softplus_step(low: float, high: float, floor: float) -> Distribution
     return sample
 
 
+@cache
 def log_arange() -> Distribution:
     """log(1..N) along the last axis."""
     return lambda key, shape: jnp.broadcast_to(jnp.log(jnp.arange(1, shape[-1] + 1, dtype=jnp.float32)), shape)
@@ -122,11 +131,15 @@ class Make:
 
     The key is folded by the layer's index (0 for what no layer owns, then the pattern's symbols from 1) and the kind's
     name, so that a parameter's value depends on nothing else: architectures share the embedding and the head, and any
-    layer that they have at the same index.
+    layer that they have at the same index. With `host` it ends up in the host's memory, whole on a device only until
+    then: the same numbers.
     """
 
-    def __init__(self, key: jax.Array, width: int, layers: int, index: int, dtype=jnp.float32):
+    def __init__(
+        self, key: jax.Array, width: int, layers: int, index: int, dtype: Any = jnp.float32, host: bool = False
+    ):
         self.key, self.dtype, self.table = jax.random.fold_in(key, index), dtype, table(width, layers)
+        self.host = host
 
     def __call__(self, kind: str, shape: tuple[int, ...], distribution: Distribution | None = None) -> nnx.Param:
         if distribution is None:
@@ -134,4 +147,14 @@ class Make:
                 raise ValueError(f"no initialisation for {kind!r}: give make() a distribution, or add it to the table")
             distribution = self.table[kind](shape)
         key = jax.random.fold_in(self.key, zlib.crc32(kind.encode()))
-        return nnx.Param(distribution(key, shape).astype(self.dtype))
+        if self.host:
+            return nnx.Param(np.array(_compiled(distribution, shape, self.dtype, key)))  # a copy, also from a CPU
+        return nnx.Param(_drawn(distribution, shape, self.dtype, key))
+
+
+def _drawn(distribution: Distribution, shape: tuple[int, ...], dtype: Any, key: jax.Array) -> jax.Array:
+    return distribution(key, shape).astype(dtype)
+
+
+# as in a whole model's program: run one by one, its products with constants would be rounded otherwise
+_compiled = partial(jax.jit, static_argnums=(0, 1, 2))(_drawn)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 from workbench_kernels import platform
@@ -54,18 +55,21 @@ class Layer(nnx.Module):
 
 
 class LanguageModel(nnx.Module):
-    """Parameters are float32 (float64 under x64 when the config asks), stacked over the pattern's smallest period."""
+    """Parameters are float32 (float64 under x64 when the config asks), stacked over the pattern's smallest period.
 
-    def __init__(self, config: ModelConfig, key: jax.Array):
+    host: whether they are made in the host's memory.
+    """
+
+    def __init__(self, config: ModelConfig, key: jax.Array, host: bool = False):
         self.config = config
         layers = config.layers
         dtype = jnp.promote_types(config.dtype, jnp.float32)
-        make = partial(Make, key, config.width, len(layers), dtype=dtype)
+        make = partial(Make, key, config.width, len(layers), dtype=dtype, host=host)
         period = patterns.period(patterns.parse(config.pattern, config.symbols))
 
         def stacked(position: int) -> Layer:
             each = [Layer(layers[i], config, make(1 + i)) for i in range(position, len(layers), period)]
-            return _stacked(each)
+            return _stacked(each, np.stack if host else jnp.stack)
 
         ends = make(0)
         kind = "tied_embedding" if config.tied else "embedding"
@@ -161,8 +165,8 @@ class LanguageModel(nnx.Module):
         return jax.tree.leaves(self.layers[0])[0].shape[0]
 
 
-def _stacked(trees):
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+def _stacked(trees, stack=jnp.stack):
+    return jax.tree.map(lambda *leaves: stack(leaves), *trees)
 
 
 @jax.jit
@@ -179,6 +183,12 @@ def _create(config: ModelConfig, key: jax.Array) -> LanguageModel:
     return LanguageModel(config, key)
 
 
-def create(config: ModelConfig, seed: int) -> LanguageModel:
-    """A freshly initialised model, a pure function of (config, seed)."""
-    return _create(config, jax.random.key(seed))
+def create(config: ModelConfig, seed: int, host: bool = False) -> LanguageModel:
+    """A freshly initialised model, a pure function of (config, seed).
+
+    host: in the host's memory, to be divided over devices (workbench.train.layout.divided). Only one layer's parameter
+    at a time is on a device then. A program divided over the devices would need less, but gives other last bits: a CPU
+    draws the ends of short rows in another way.
+    """
+    key = jax.random.key(seed)
+    return LanguageModel(config, key, host=True) if host else _create(config, key)

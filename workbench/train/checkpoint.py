@@ -20,11 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 
 from workbench.config import RunConfig, differences, from_json, short_hash, to_json
 from workbench.model.language_model import create
 from workbench.model.names import named, restored, weights_hash
 from workbench.train import cluster
+from workbench.train.layout import divided
 
 KEPT = 2  # the latest, beside the best on the select split
 
@@ -196,8 +198,10 @@ def hashes(folder: Path | str) -> dict[int, str]:
             raise ValueError(f"a checkpoint in {folder} is damaged: {damage}") from damage
 
 
-def put(tree: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """The tree with the arrays of these names on the device."""
+def put(tree: Any, arrays: dict[str, np.ndarray], mesh: Mesh | None = None) -> Any:
+    """The tree with the arrays of these names, on the device or divided over the mesh's."""
+    if mesh is not None:
+        return divided(restored(tree, arrays), mesh)
     return restored(tree, {name: jnp.array(array) for name, array in arrays.items()})
 
 

@@ -97,6 +97,18 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     )
 
 
+def divided(tree: Any, mesh: Mesh) -> Any:
+    """A tree like the model's or the optimizer state's, of host arrays, of which each device gets its part alone.
+
+    In a cluster every process has all of them, and gives its own devices their parts.
+    """
+
+    def put(array, sharding):
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(put, tree, shardings(tree, mesh))
+
+
 def check_rows(rows: int, length: int, layout: Layout) -> None:
     """Raises ValueError unless a batch of that many rows of that length can be divided."""
     parts = math.prod((layout.data, layout.fsdp, layout.micro))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from tqdm import tqdm
 from workbench_kernels import recorded
 
@@ -30,7 +31,7 @@ from workbench.train import checkpoint, cluster, track
 from workbench.train.audit import audit
 from workbench.train.checkpoint import Position
 from workbench.train.environment import decisive_differences, environment
-from workbench.train.layout import check_rows, make_mesh, part, placed, shardings
+from workbench.train.layout import check_rows, divided, make_mesh, part, placed, shardings
 from workbench.train.memory import keep_freed_memory
 from workbench.train.optimizer import optimizer
 from workbench.train.parent import inherit
@@ -139,9 +140,7 @@ def _train(run, folder, shared, evaluators, layout, progress, tracker, on_step) 
 
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(contextlib.closing(checkpoint.open_checkpoints(shared, run.keep)))
-        model, opt_state, position = _start(run, folder, shared, checkpoints)
-        if mesh is not None:
-            model, opt_state = jax.device_put((model, opt_state), shardings((model, opt_state), mesh))
+        model, opt_state, position = _start(run, folder, shared, checkpoints, mesh)
         for name in ("metrics.jsonl", "timing.jsonl"):
             keep_rows(folder / name, position.step)
         bar = stack.enter_context(
@@ -251,18 +250,28 @@ def _asked_to_stop() -> Iterator[list[str]]:
             signal.signal(number, handler)
 
 
-def _start(run: RunConfig, folder: Path, shared: Path, checkpoints) -> tuple[Any, Any, Position]:
-    """Model, optimizer's state and position: of the last checkpoint, or of a run that has not begun."""
-    model = create(run.model, run.seed)
-    opt_state = jax.jit(optimizer(run.optimizer, run.steps).init)(model)
+def _start(
+    run: RunConfig, folder: Path, shared: Path, checkpoints, mesh: Mesh | None = None
+) -> tuple[Any, Any, Position]:
+    """Model, optimizer's state and position: of the last checkpoint, or of a run that has not begun.
+
+    With a mesh they are divided from the beginning: the whole need not fit on any device.
+    """
+    init = optimizer(run.optimizer, run.steps).init
+    shapes = jax.eval_shape(lambda: create(run.model, run.seed))
+    state_shapes = jax.eval_shape(init, shapes)
     found = checkpoint.latest(checkpoints, run)
-    if found is None:
-        position = Position()
-        if run.parent is not None:
-            model, opt_state, position = inherit(run, shared.resolve().parent, folder, model, opt_state)
-        write_json(folder / "initial.json", audit(model))
-        return model, opt_state, position
-    return checkpoint.put(model, found.model), checkpoint.put(opt_state, found.optimizer), found.position
+    if found is not None:
+        model = checkpoint.put(shapes, found.model, mesh)
+        return model, checkpoint.put(state_shapes, found.optimizer, mesh), found.position
+    model = create(run.model, run.seed) if mesh is None else divided(create(run.model, run.seed, host=True), mesh)
+    where = None if mesh is None else shardings(state_shapes, mesh)
+    opt_state = jax.jit(init, out_shardings=where)(model)
+    position = Position()
+    if run.parent is not None:
+        model, opt_state, position = inherit(run, shared.resolve().parent, folder, model, opt_state, mesh)
+    write_json(folder / "initial.json", audit(cluster.whole(model)))
+    return model, opt_state, position
 
 
 def _look(waiting: tuple, position: Position, hashes: list, begun: float, bar: tqdm, on_step) -> dict[str, float]:

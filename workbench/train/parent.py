@@ -12,15 +12,20 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
+
 from workbench.config import RunConfig, differences
 from workbench.record import read_json
 from workbench.train.checkpoint import Checkpoint, Position, load, put
 
 
-def inherit(run: RunConfig, study: Path, folder: Path, model: Any, opt_state: Any) -> tuple[Any, Any, Position]:
+def inherit(
+    run: RunConfig, study: Path, folder: Path, model: Any, opt_state: Any, mesh: Mesh | None = None
+) -> tuple[Any, Any, Position]:
     """Model, optimizer's state and position that the run starts from, its parent's line among the position's.
 
     study: the folder in which the parent is. folder: where the run's own log is kept.
+    mesh: over whose devices all that it takes over is divided.
 
     Raises ValueError unless the parent has the weights that `run.parent` names, where it has a hash, and its model is
     the run's. Extended: the parent has finished with the weights that its result.json names, its tokenizer is the
@@ -35,11 +40,11 @@ def inherit(run: RunConfig, study: Path, folder: Path, model: Any, opt_state: An
         position = found.position
         line = {"run": place.name, "step": run.parent.step, "weights_hash": found.weights_hash, "relation": "branched"}
         position.parents.append(line)
-        return put(model, found.model), put(opt_state, found.optimizer), position
+        return put(model, found.model, mesh), put(opt_state, found.optimizer, mesh), position
     before, result = _extension(run, place, whose)
     line = {"run": result["run"], "step": result["steps"], "weights_hash": result["weights_hash"]}
     parents = [*result.get("parents", []), line | {"relation": "extended"}]
-    return put(model, before), opt_state, Position(parents=parents)
+    return put(model, before, mesh), opt_state, Position(parents=parents)
 
 
 def _branch(run: RunConfig, place: Path, whose: str) -> Checkpoint:
