@@ -1,13 +1,26 @@
 import dataclasses
 import json
+import math
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 
-from workbench.config import ModelConfig, OptimizerConfig, PhonebookConfig, PhonebookEvaluation, RunConfig
+from workbench.config import (
+    ModelConfig,
+    OptimizerConfig,
+    PhonebookConfig,
+    PhonebookEvaluation,
+    RunConfig,
+    load_file,
+    to_json,
+)
+from workbench.study import figures
+from workbench.study.collect import collect
 from workbench.study.experiment import Experiment, load
-from workbench.study.tune import check_grid, choose, describe, measure
+from workbench.study.tune import check_grid, choose, describe, expected_best, measure
 
+fake = load_file(Path(__file__).with_name("fake_study.py"))
 RATES = (1e-3, 3e-3, 1e-2)
 
 LONGER = '''"""Runs whose parents come after them."""
@@ -56,6 +69,36 @@ def test_the_rate_with_the_best_mean_over_seeds_on_select_is_chosen(tmp_path):
     assert {c["arm"]: c["learning_rate"] for c in chosen["choices"]} == {"a": 3e-3, "b": 3e-3}
     assert not any(c["at_edge"] for c in chosen["choices"])
     assert json.loads((tmp_path / "tuning.json").read_text()) == chosen
+
+
+def test_the_best_of_so_many_rates_is_the_mean_over_all_choices_of_them(tmp_path):
+    values = [0.1, 0.7, 0.4, 0.9]
+    for tried, found in enumerate(expected_best(values), 1):
+        every = [max(each) for each in combinations(values, tried)]
+        assert found == pytest.approx(sum(every) / len(every))
+    assert expected_best([-math.inf, 0.2])[0] == -math.inf and expected_best([-math.inf, 0.2])[1] == 0.2
+    runs = grid()
+    for each in runs:
+        write(tmp_path, each, {1e-3: 0.1, 3e-3: 0.6, 1e-2: 0.2}[each.optimizer.learning_rate])
+    study = experiment(tmp_path, runs)
+    chosen = choose(study)
+    assert chosen["choices"][0]["by_budget"] == pytest.approx([0.3, (0.6 + 0.6 + 0.2) / 3, 0.6])
+    assert "a: 0.300, 0.467, 0.600" in describe(chosen, study)
+
+
+def test_a_figure_shows_quality_against_the_rate_and_against_the_number_of_rates_tried(tmp_path):
+    fake.write(tmp_path, ("hybrid", "mamba2"), text=False)
+    runs = grid(("hybrid", "mamba2"))
+    for each in runs:
+        write(tmp_path, each, {1e-3: 0.1, 3e-3: 0.6, 1e-2: 0.2}[each.optimizer.learning_rate])
+        (tmp_path / each.name / "config.json").write_text(json.dumps(to_json(each)))
+    (drawing,) = (each for each in figures.drawings(collect(tmp_path)) if each.name == "phonebook-tuning")
+    tried = {row["rates_tried"]: row["mean"] for row in drawing.rows if row["arm"] == "hybrid" and "rates_tried" in row}
+    assert tried == pytest.approx({1: 0.3, 2: 1.4 / 3, 3: 0.6})
+    (tmp_path / runs[-1].name / "result.json").unlink()
+    drawing = figures.tuned(collect(tmp_path), "phonebook")
+    assert {row["arm"] for row in drawing.rows} == {"hybrid"}
+    assert any("not drawn: mamba2" in text.get_text() for text in drawing.figure.texts)
 
 
 def test_a_best_rate_at_the_edge_asks_for_a_wider_grid_for_every_arm(tmp_path):

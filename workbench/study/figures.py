@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from workbench.study import differences, judge, scaling, statistics
+from workbench.study import differences, judge, scaling, statistics, tune
 from workbench.study.canvas import (
     FAINT,
     INK,
@@ -62,6 +62,8 @@ def drawings(study: Study) -> list[Drawing]:
             out.append(positions(study, task))
         if any(run.curve() for run in runs if run.role == "result"):
             out.append(learning(study, task))
+        if any(judge.trials_of(study, task).values()):
+            out.append(tuned(study, task))
         if books:
             out.append(state(study, task))
             if any(run.role == "control" for run in runs):
@@ -230,6 +232,43 @@ def learning(study: Study, task: str) -> Drawing:
         "only the ends of the curves are compared."
     )
     return Drawing(f"{task}-learning", figure, rows, caption)
+
+
+def tuned(study: Study, task: str) -> Drawing:
+    """What tuning gave each arm on the select split, by rate, and the expected best by the number of rates tried."""
+    known, rows, problems = styles(study), [], []
+    figure, (by_rate, by_budget) = canvas(1, 2, (9.6, 3.6), sharey=True)
+    label = ""
+    for arm, trials in judge.trials_of(study, task).items():
+        try:
+            found = tune.choice(trials)
+        except ValueError as why:
+            problems.append(f"not drawn: {arm}; {why}")
+            continue
+        label, scale = found["measure"].replace("_", " "), 1 if found["measure"] in BITS else 100
+        rates, budgets = found["rates"], found["by_budget"]
+        rows += [{"arm": arm, "learning_rate": row["learning_rate"], "mean": row["mean"]} for row in rates]
+        rows += [{"arm": arm, "rates_tried": tried, "mean": value} for tried, value in enumerate(budgets, 1)]
+        colour, marker = known[arm]
+        for ax, x, y in (
+            (by_rate, [row["learning_rate"] for row in rates], [row["mean"] for row in rates]),
+            (by_budget, range(1, len(budgets) + 1), budgets),
+        ):
+            shown = [np.nan if value is None else scale * value for value in y]  # NaN: a gap in the line
+            ax.plot(x, shown, color=colour, marker=marker, linewidth=1.6, markersize=5.5)
+    by_rate.set_xscale("log")
+    by_rate.set_xlabel("learning rate")
+    by_rate.set_ylabel(f"{label} on select" + ("" if label.replace(" ", "_") in BITS else ", %"))
+    by_budget.set_xlabel("rates tried")
+    by_budget.xaxis.set_major_locator(MaxNLocator(integer=True))
+    legend(figure, {arm: known[arm] for arm in dict.fromkeys(row["arm"] for row in rows)})
+    print_across(figure, "\n".join(problems))
+    caption = (
+        "Tuning, on the select split and on seeds that are not reported: each rate's mean over its seeds (left), and "
+        "what the best of so many rates would have been, in the mean over which they were (right). A run that ended in "
+        "NaN leaves a gap."
+    )
+    return Drawing(f"{task}-tuning", figure, rows, caption)
 
 
 LISTED = 20  # most groups that are drawn one by one

@@ -116,6 +116,7 @@ def choice(trials: Sequence[Trial], split: str = "select") -> dict:
         "at_edge": best in (min(means), max(means)),
         "measure": measured,
         "seeds": sorted({trial.seed for trial in trials}),
+        "by_budget": [None if not math.isfinite(each) else sign * each for each in expected_best(list(means.values()))],
         "rates": [
             {
                 "learning_rate": rate,
@@ -125,6 +126,23 @@ def choice(trials: Sequence[Trial], split: str = "select") -> dict:
             for rate in means
         ],
     }
+
+
+def expected_best(values: Sequence[float]) -> list[float]:
+    """What the best of one rate, of two, ... of all would have been, in the mean over which of them were tried.
+
+    So that arms can be held against each other at any budget of tuning. Source: Dodge et al. 2019, arXiv:1909.03004
+    (here without replacement, since a grid tries no rate twice).
+    """
+    ordered, count = sorted(values), len(values)
+    return [
+        sum(
+            value * math.comb(rank, tried - 1) / math.comb(count, tried)
+            for rank, value in enumerate(ordered)
+            if rank >= tried - 1
+        )
+        for tried in range(1, count + 1)
+    ]
 
 
 def describe(chosen: dict, experiment: Experiment) -> str:
@@ -143,6 +161,10 @@ def describe(chosen: dict, experiment: Experiment) -> str:
             f"{choice['task']} {choice['arm']}: {choice['learning_rate']:g} "
             f"({choice['measure']} on select, mean of {len(choice['seeds'])} seeds: {tried}){edge}{note}"
         )
+    lines.append("Expected best on select after so many rates (1, 2, ... of the grid), whichever they were:")
+    for choice in chosen["choices"]:
+        found = ", ".join("NaN" if value is None else f"{value:.3f}" for value in choice["by_budget"])
+        lines.append(f"  {choice['task']} {choice['arm']}: {found}")
     edges = [f"{choice['task']} {choice['arm']}" for choice in chosen["choices"] if choice["at_edge"]]
     if edges:
         lines.append(
