@@ -47,7 +47,7 @@ STEPS = {"default": 6000, "tiny": 4}
 TUNING_STEPS = {"default": 3000, "tiny": 4}
 SEEDS = {"default": (1, 2, 3), "tiny": (1,)}
 RATES = {kind: dict.fromkeys(ARMS, 5e-3) for kind in KINDS}  # not tuned yet
-GRID = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
+GRID = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2)
 TUNING_SEEDS = (101,)
 
 
