@@ -631,7 +631,8 @@ def _suite(folders: list[str], names: str, overrides: list[str], step: int | str
             print(f"not scanned for overlap with the training corpus: {why}")
         for path in draw(place):
             print(f"figure: {path}")
-    print("\n".join(against_first(kept, [task.name for task in tasks])))
+    if len(kept) > 1:
+        print("\n".join(against_first(kept, [task.name for task in tasks])))
     return 1 if failed else 0
 
 

@@ -142,7 +142,8 @@ def ask(subject: Subject, task: Task, folder: Path, batch: int = BATCH, bar: tqd
     items = [task.item(index, subject.tokenizer) for index in range(len(task))]
     digests = [digest(item) for item in items]
     log, kept = folder / f"{task.name}{SUFFIX}", folder / f"{task.name}.parquet"
-    rows = {row["item"]: row for row in [*_answers(kept), *read_rows(log)]}
+    before = read_items(kept)
+    rows = {row["item"]: row for row in [*_answers(before), *read_rows(log)]}
     rows = {index: row for index, row in rows.items() if index < len(items) and row["digest"] == digests[index]}
     if log.exists():  # its last line may have been cut short
         write_text(log, "".join(json.dumps(row) + "\n" for row in rows.values()))
@@ -166,7 +167,7 @@ def ask(subject: Subject, task: Task, folder: Path, batch: int = BATCH, bar: tqd
         }
         for index, item in enumerate(items)
     ]
-    _write(kept, [*table, *(row for row in read_items(kept) if row["item"] >= len(items))])  # of a greater count
+    _write(kept, [*table, *(row for row in before if row["item"] >= len(items))])  # of a greater count
     log.unlink(missing_ok=True)
     return summary(table)
 
@@ -315,6 +316,6 @@ ANSWERED = ("item", "digest", "completion", "log_probabilities", "straddles")
 ANSWERED += ("prompt_tokens", "tokens_generated", "seconds")
 
 
-def _answers(path: Path) -> list[dict[str, Any]]:
+def _answers(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """What was answered, without what follows from the item."""
-    return [{name: row[name] for name in ANSWERED} for row in read_items(path)]
+    return [{name: row[name] for name in ANSWERED} for row in rows]

@@ -123,11 +123,11 @@ def terminal_table(study: Study) -> str:
         if len(judge.budgets(study, task)) > 1:
             heads, body = budget_rows(study, task)
             parts = [[cell.partition("\n") for cell in line] for line in body]
-            plain = [
+            texts = [
                 [f"{value.split(' [')[0]}{f' ({steps})' if steps else ''}" for value, _, steps in line]
                 for line in parts
             ]
-            out += [f"{task}: at every budget", *_aligned([heads, *plain]), ""]
+            out += [f"{task}: at every budget", *_aligned([heads, *texts]), ""]
     for sentence in answer.headline(study):
         out += textwrap.wrap(sentence, 108)
     return "\n".join(out)
