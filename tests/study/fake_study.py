@@ -167,6 +167,7 @@ def _write(folder, run, rows, evaluation, digest, status="finished", **changes):
         "parameters": SIZES.get(run.arm, 131_584) + EMBEDDING,
         "non_embedding_parameters": SIZES.get(run.arm, 131_584), "train_flops_per_token": 6e5 + len(run.arm),
         "state_bytes": STATE.get(run.arm, 98_304), "context": 96, "seconds": pace * run.steps,
+        "tokens_per_second": 1536 / pace, "memory_bytes": 3 * 2**20,
         "evaluation": evaluation,
     }  # fmt: skip
     if status != "finished":

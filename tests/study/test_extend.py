@@ -21,6 +21,7 @@ from workbench.config import (
 from workbench.data.digest import chain
 from workbench.model.language_model import create
 from workbench.model.names import named, restored
+from workbench.study import certificate
 from workbench.study.estimate import kept_bytes
 from workbench.study.extend import branch, branched, extend, extended
 from workbench.study.replay import replay
@@ -71,7 +72,7 @@ def copied(trained, path):
 
 
 def without_time(result):
-    return {k: v for k, v in result.items() if k not in ("seconds", "compile_seconds", "tokens_per_second")}
+    return {k: v for k, v in result.items() if k not in certificate.MEASURED}
 
 
 # ---- the new run

@@ -43,6 +43,7 @@ def test_resuming_a_run_gives_the_same_weights_bit_for_bit(run, whole, train, tm
     result = train(run, tmp_path)
     assert same_weights(tmp_path, whole.folder)
     assert (tmp_path / "metrics.jsonl").read_bytes() == (whole.folder / "metrics.jsonl").read_bytes()
+    assert result["memory_bytes"] == whole.result["memory_bytes"] > 12 * result["parameters"]  # float32 and Adam
     timed = ("seconds", "compile_seconds", "tokens_per_second")
     assert {k: v for k, v in result.items() if k not in timed} == {
         k: v for k, v in whole.result.items() if k not in timed

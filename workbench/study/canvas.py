@@ -119,7 +119,7 @@ def bytes_axis(ax: Axes, values: Sequence[float]) -> None:
 
 def in_bytes(value: float | int, _: Any = None) -> str:
     """96 KiB; the second argument is the place of a tick."""
-    for unit, size in (("MiB", 2**20), ("KiB", 2**10)):
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if value >= size:
             return f"{value / size:.3g} {unit}"
     return f"{value:.0f} B"

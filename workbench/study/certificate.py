@@ -1,7 +1,7 @@
 """The certificate of a study: what its comparison rests on, read from the run folders and linked to them by hashes.
 
 certificate.json is {"hash", "claims", "circumstances"}. Claims follow from the runs alone: a study that was stopped and
-resumed has those of one that was not. Circumstances are times and hosts; no hash covers them. Imports no JAX.
+resumed has those of one that was not. Circumstances are times, memory and hosts; no hash covers them. Imports no JAX.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from workbench.study.collect import Run, Study
 
 FILE = "certificate.json"
 FORMAT = 1
-TIMES = ("seconds", "compile_seconds", "tokens_per_second")  # of result.json
+MEASURED = ("seconds", "compile_seconds", "tokens_per_second", "memory_bytes")  # of result.json: the machine's too
 CODE = ("git", "python", "packages")  # of environment.json; all else there is of the host
 COUNTED = (
     "parameters",
@@ -63,11 +63,11 @@ def claims(study: Study) -> dict[str, Any]:
 
 
 def circumstances(study: Study) -> dict[str, Any]:
-    """When it was made, and of every run how long it took and where; `earlier` are the hosts of a run that moved."""
+    """When it was made, and of every run its time, memory and host; `earlier` are the hosts of a run that moved."""
     runs = {}
     for run in sorted(study.runs, key=lambda run: run.name):
         host = {key: value for key, value in run.environment.items() if key not in CODE}
-        runs[run.name] = {key: run.result.get(key) for key in TIMES} | {"host": host}
+        runs[run.name] = {key: run.result.get(key) for key in MEASURED} | {"host": host}
     return {"made": datetime.now(UTC).isoformat(timespec="seconds"), "runs": runs}
 
 
@@ -134,7 +134,7 @@ def _run(run: Run) -> dict[str, Any]:
             "config.json": hash_of(run.config),
             "initial.json": hash_of(run.initial) if run.initial else None,
             "metrics.jsonl": hash_of(run.metrics),
-            "result.json": hash_of({key: value for key, value in result.items() if key not in TIMES}),
+            "result.json": hash_of({key: value for key, value in result.items() if key not in MEASURED}),
         },
     }
 

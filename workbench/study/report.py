@@ -115,7 +115,9 @@ def _table(study: Study, task: str) -> str:
             reasons.append(f"<li><b>{escape(arm)}</b>: {escape('; '.join(verdict.reasons))}</li>")
     why = f'<ul class="reasons">{"".join(reasons)}</ul>' if reasons else ""
     context = "State is what one sequence keeps while decoding, at the length of a training row. "
-    claim = "Exact match, digits and bits: mean over seeds and 95 % interval. Seconds: mean, training alone."
+    claim = "Exact match, digits and bits: mean over seeds and 95 % interval. Seconds: mean, training alone. "
+    memory = any(name == "memory" for name, _ in heads)
+    claim += "Memory is a training step's peak on a device, as XLA counts it." if memory else ""
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
         f'{why}<p class="note">{context}{claim}</p>'

@@ -20,6 +20,7 @@ RESULTS = (
     "state_bytes",
     "seconds",
     "tokens_per_second",
+    "memory_bytes",
     "final_loss",
     "implementation",
 )

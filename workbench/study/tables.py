@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from workbench.study import answer, canvas, certificate, differences, judge
@@ -15,7 +15,9 @@ def columns(study: Study, task: str) -> list[tuple[str, bool]]:
     """Headings of a task's table, and whether they are numbers."""
     sizes = table_sizes(study, task)
     heads = [("arm", False), ("parameters without embedding", True)]
-    heads += [("training FLOPs a token", True), ("state", True), ("steps", True), ("seconds", True)]
+    heads += [("training FLOPs a token", True), ("state", True), ("steps", True), ("seconds", True), ("tokens/s", True)]
+    if any(run.result.get("memory_bytes") for run in study.select("result", "control", task=task)):
+        heads.append(("memory", True))
     units, _, whole, part = words(task)
     heads += [(f"exact, {k} {units}", True) for k in sizes]
     if sizes:
@@ -52,7 +54,8 @@ def rows(study: Study, task: str) -> list[tuple[str, list[str], judge.Verdict]]:
         cells.append(f"{integer(first.get('non_embedding_parameters'))}\n{integer(first.get('parameters'))} in all")
         cells += [short(first.get("train_flops_per_token")), _bytes(first.get("state_bytes"))]
         cells.append(f"{integer(first.get('steps'))}\n{short(first.get('tokens'))} tokens")
-        cells.append(_seconds([run.result["seconds"] for run in done if run.result.get("seconds") is not None]))
+        cells += [_mean(_of(done, name), "{:,.0f}".format) for name in ("seconds", "tokens_per_second")]
+        cells += [_mean(_of(done, "memory_bytes"), canvas.in_bytes)] if "memory" in headings else []
         cells += [_estimate(done, "exact_match", k) for k in sizes]
         if sizes:
             several = words(task).part != words(task).whole
@@ -99,15 +102,16 @@ def terminal_table(study: Study) -> str:
     out = [*textwrap.wrap(answer.first_line(study), 108), ""]
     for task in study.tasks:
         sizes = table_sizes(study, task)
-        heads = ["arm", "no embed.", "FLOPs/token", "state", "steps", "seconds"]
-        heads += [f"exact, {k}" for k in sizes] + (["trained"] if sizes else [])
-        picked = ["arm", "parameters without embedding", "training FLOPs a token", "state", "steps", "seconds"]
-        picked += [f"exact, {k} {words(task).units}" for k in sizes] + (["trained"] if sizes else [])
-        if any(name == "bits per byte" for name, _ in columns(study, task)):
-            heads, picked = [*heads, "bits per byte"], [*picked, "bits per byte"]
-        if any(name == "bits per byte, trained groups" for name, _ in columns(study, task)):
-            heads, picked = [*heads, "trained groups"], [*picked, "bits per byte, trained groups"]
         names = [name for name, _ in columns(study, task)]
+        spent = ["state", "steps", "seconds", "tokens/s", *(["memory"] if "memory" in names else [])]
+        heads = ["arm", "no embed.", "FLOPs/token", *spent]
+        heads += [f"exact, {k}" for k in sizes] + (["trained"] if sizes else [])
+        picked = ["arm", "parameters without embedding", "training FLOPs a token", *spent]
+        picked += [f"exact, {k} {words(task).units}" for k in sizes] + (["trained"] if sizes else [])
+        if "bits per byte" in names:
+            heads, picked = [*heads, "bits per byte"], [*picked, "bits per byte"]
+        if "bits per byte, trained groups" in names:
+            heads, picked = [*heads, "trained groups"], [*picked, "bits per byte, trained groups"]
         body = []
         for _, cells, verdict in rows(study, task):
             by_name = dict(zip(names, cells, strict=True))
@@ -177,7 +181,8 @@ def _escaped(text: str) -> str:
     return text.translate(str.maketrans(named | {letter: f"\\{letter}" for letter in "%&_#${}"}))
 
 
-SPARE = ("FLOPs/token", "seconds", "steps")  # columns that the report has as well, in the order in which they go
+# Columns that the report has as well, in the order in which they go.
+SPARE = ("seconds", "FLOPs/token", "memory", "tokens/s", "steps")
 
 
 def _aligned(lines: list[list[str]]) -> list[str]:
@@ -224,5 +229,10 @@ def _bytes(value: Any) -> str:
     return "–" if value is None else canvas.in_bytes(value)
 
 
-def _seconds(values: list[float]) -> str:
-    return f"{sum(values) / len(values):,.0f}" if values else "–"
+def _of(runs: Sequence[Run], name: str) -> list[float]:
+    """What result.json says under this name, of the runs where it says something."""
+    return [run.result[name] for run in runs if run.result.get(name)]
+
+
+def _mean(values: list[float], shown: Callable[[float], str]) -> str:
+    return shown(sum(values) / len(values)) if values else "–"

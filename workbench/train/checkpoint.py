@@ -40,6 +40,7 @@ class Position:
     tokens: int = 0
     seconds: float = 0.0  # of training alone: without compiling, evaluating or saving
     compile_seconds: float = 0.0
+    memory_bytes: int = 0  # of the largest step, on a device
     steps: int = 0  # since the last row, as is all that follows
     loss: float = 0.0  # summed over tokens
     weight: float = 0.0

@@ -32,7 +32,7 @@ from workbench.train.audit import audit
 from workbench.train.checkpoint import Position
 from workbench.train.environment import decisive_differences, environment
 from workbench.train.layout import check_rows, divided, make_mesh, part, placed, shardings
-from workbench.train.memory import keep_freed_memory
+from workbench.train.memory import bytes_of, keep_freed_memory
 from workbench.train.optimizer import optimizer
 from workbench.train.parent import inherit
 from workbench.train.step import lower_step
@@ -175,6 +175,7 @@ def _train(run, folder, shared, evaluators, layout, progress, tracker, on_step) 
                         step = lower_step(run, layout, tree, leaves, placed(batch, mesh, own)).compile()
                     begun = time.perf_counter()
                     position.compile_seconds += begun - compiling
+                    position.memory_bytes = max(position.memory_bytes, bytes_of(step))
                     bar.unpause()  # time left is from steps alone
                 leaves, metrics = step(leaves, placed(batch, mesh, own))
                 if waiting is not None:
@@ -357,6 +358,7 @@ def _record(run: RunConfig, position: Position) -> dict[str, Any]:
         "seconds": position.seconds,
         "compile_seconds": position.compile_seconds,
         "tokens_per_second": position.tokens / position.seconds if position.seconds else None,
+        "memory_bytes": position.memory_bytes,
         "implementation": position.implementation,
         "data": run.data.stream("train").facts(),
         "parents": position.parents,

@@ -1,8 +1,9 @@
-"""The memory of a training step on a CPU, asked of the system once instead of every step."""
+"""The memory of a training step: what it needs, and on a CPU asked of the system once instead of every step."""
 
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 # glibc's malloc.h: what mallopt is told, and what to
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX, ARENA_MAX = -1, -2, -4, -8
@@ -20,3 +21,11 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
         return False
     return all([mallopt(option, value) for option, value in OPTIONS.items()])
+
+
+def bytes_of(compiled: Any) -> int:
+    """What a compiled step holds at its peak on a device, weights and optimizer state included, as XLA counts it."""
+    memory = compiled.memory_analysis()
+    # results take the place of the arguments that they replace
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.argument_size_in_bytes + results + memory.temp_size_in_bytes

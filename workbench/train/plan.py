@@ -22,6 +22,7 @@ from workbench.count import count
 from workbench.devices import DEVICES, Device
 from workbench.model.language_model import create
 from workbench.train.layout import ROWS, check_rows, make_mesh, shardings
+from workbench.train.memory import bytes_of
 from workbench.train.optimizer import optimizer
 from workbench.train.program import read
 from workbench.train.step import lower_step
@@ -108,11 +109,7 @@ def plan(run: RunConfig, layout: Layout, device: Device) -> Plan:
         compiled_flops=program.flops * layout.devices,
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
-        # results take the place of the arguments that they replace
-        peak_bytes=memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes,
+        peak_bytes=bytes_of(compiled),
         sent={kind: Sent(t.times, t.within_bytes, t.across_bytes) for kind, t in sorted(program.traffic.items())},
         implementation=dict(implementation),
         compile_seconds=seconds,
