@@ -170,10 +170,11 @@ def test_the_tables_can_be_pasted_as_markdown_and_as_latex(troubled):
         and "[" in tables[2]
         and "Made by `workbench" in markdown
     )
-    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 2
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 4
     for line in latex.splitlines():
         if line.endswith(r"\\"):
             assert not re.search(r"(?<!\\)[%_#$]", line)
+    assert markdown.count("| noise floor |") == 2 and re.search(r"\| [-+]\d\.\d{3} \[[-+]\d\.\d{3}, ", markdown)
     assert re.search(r"\\footnotesize .*certificate [0-9a-f]{12}", latex)  # printed, not a comment
     assert tables_module._escaped(r"a_b\c~^{}") == r"a\_b\textbackslash{}c\textasciitilde{}\textasciicircum{}\{\}"
 
@@ -252,7 +253,7 @@ def test_recall_is_spoken_of_in_its_own_words(tmp_path):
     heads = [name for name, _ in columns(study, "mqar")]
     assert "exact, 8 pairs" in heads and not any(name.startswith("values") for name in heads)  # a value is all of it
     assert len(figures.recall(study, "mqar").figure.axes) == 1
-    assert "With 8 pairs in the document (the most in training) transformer has" in answer.headline(study)[0]
+    assert "with 8 pairs in the document (the most in training) transformer has" in answer.headline(study)[0]
     said = terminal_table(study) + " ".join(drawing.caption for drawing in figures.drawings(study))
     assert not re.search("entr(y|ies)|book|digit ", said)
 
@@ -285,8 +286,8 @@ def test_what_a_document_holds_is_counted_in_answers_that_do_not_follow_from_eac
 
 def test_only_what_comes_from_packages_is_called_source_code(tmp_path):
     fake.write(tmp_path, ("hybrid", "mamba2"), seeds=(0,))
-    assert any("On unseen source code" in each for each in answer.headline(collect(tmp_path)))
+    assert any("on unseen source code" in each for each in answer.headline(collect(tmp_path)))
     for path in tmp_path.glob("*/config.json"):
         path.write_text(path.read_text().replace("workbench.config:Packages", "workbench.config:Files"))
     said = answer.headline(collect(tmp_path))
-    assert any("On unseen text" in each for each in said) and not any("source code" in each for each in said)
+    assert any("on unseen text" in each for each in said) and not any("source code" in each for each in said)

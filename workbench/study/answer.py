@@ -74,20 +74,19 @@ def headline(study: Study) -> list[str]:
         chosen = measures(study, task)
         if not chosen:
             out.append(f"No comparison on {task}: its evaluation has neither exact match nor bits per byte.")
-        budgets = judge.budgets(study, task)
         for measure, entries in chosen:
             here = [c for c in found if (c.task, c.measure, c.entries) == (task, measure, entries)]
             rows = [c for c in here if c.budget == "tokens"]
-            out.append(_sentence(study, task, budgets, "tokens", measure, entries, arms, rows))
+            out.append(_sentence(study, task, "tokens", measure, entries, arms, rows))
             if measure == "exact_match":
                 out += filter(None, [_by_attention(study, task, arms, rows)])
                 out += [_of_control(study, c) for c in controls if c.entries == entries]
                 out += filter(None, [_with_twice_the_steps(study, task, arms, entries)])
-            for budget in budgets[1:]:
+            for budget in judge.budgets(study, task)[1:]:
                 those = judge.ranked(study, task, budget)
                 rows = [c for c in here if c.budget == budget]
                 if len(those) > 1:
-                    out.append(_sentence(study, task, budgets, budget, measure, entries, those, rows))
+                    out.append(_sentence(study, task, budget, measure, entries, those, rows))
                 else:
                     out.append(
                         f"No comparison on {task} at {judge.EQUAL[budget]}: fewer than two arms are ranked there."
@@ -123,14 +122,13 @@ def _with_twice_the_steps(study: Study, task: str, arms: list[str], entries: int
 def _sentence(
     study: Study,
     task: str,
-    budgets: list[str],
     budget: str,
     measure: str,
     entries: int | None,
     arms: list[str],
     rows: list[Comparison],
 ) -> str:
-    """Who is best at a budget and ahead of whom; which budget that is, where the study has more than one."""
+    """Who is best at a budget and ahead of whom."""
     ended = judge.at(study, task, budget)
     means = {arm: mean_of(ended[arm], measure, entries) for arm in arms}
     order = sorted(arms, key=lambda arm: means[arm].mean, reverse=measure == "exact_match")
@@ -146,8 +144,7 @@ def _sentence(
         units, holder, *_ = words(task)
         where = f"With {entries} {units} in the {holder} ({'past' if past else 'the most in'} training)"
         what = "highest exact match"
-    if len(budgets) > 1:
-        where = f"At {judge.EQUAL[budget]}, {where[0].lower()}{where[1:]}"
+    where = f"At {judge.EQUAL[budget]}, {where[0].lower()}{where[1:]}"
     pairs = {frozenset((c.first, c.second)): c for c in rows}
     to_best = {arm: pairs[frozenset((best, arm))] for arm in others}
     lead = f"{where} {listed(first)} {'has' if len(first) == 1 else 'have'} the {what}, {show(means[best], measure)}"
@@ -242,3 +239,11 @@ def gap(comparison: Comparison, ahead: str) -> str:
     if comparison.measure == "exact_match":
         return f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}] points"
     return f"{mean:.3f} [{low:.3f}, {high:.3f}] bits per byte"
+
+
+def signed(comparison: Comparison) -> str:
+    """The difference, first - second: `+23.4 [+20.1, +26.7] points`, or bits with three decimals."""
+    mean, low, high, *_ = comparison.difference
+    if comparison.measure == "exact_match":
+        return f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] points"
+    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"

@@ -79,9 +79,10 @@ def run(
         print("making the report", flush=True)
         page = compare(experiment.folder)
         from workbench.study.collect import collect  # with the report's libraries
-        from workbench.study.tables import plain
+        from workbench.study.tables import every
 
-        log_study(experiment.name, experiment.folder, wandb, plain(collect(experiment.folder)))
+        tables = {name: (each.heads, each.rows) for name, each in every(collect(experiment.folder)).items()}
+        log_study(experiment.name, experiment.folder, wandb, tables)
         print(f"report: {page}")
     for failure in failures:
         print(f"FAILED {failure.run}: {failure.error}")

@@ -12,13 +12,13 @@ from typing import Any
 
 from workbench.config import BUDGETS
 from workbench.record import write_json, write_text
-from workbench.study import answer, canvas, certificate, differences, figures, judge, panels
+from workbench.study import answer, canvas, certificate, figures, judge, panels
 from workbench.study.collect import LOOKED, Study, collect
 from workbench.study.page import PAGE, STYLE
 from workbench.study.statistics import LEAST_SEEDS
 from workbench.study.summary import study_json
-from workbench.study.tables import budget_rows, columns, integer, rows, short
-from workbench.study.wording import command, listed, question, title, words
+from workbench.study.tables import budget_rows, columns, difference_rows, integer, rows, short
+from workbench.study.wording import command, listed, question, title
 
 
 def report(folder: str | Path) -> Path:
@@ -169,24 +169,18 @@ def _figure(drawing: canvas.Drawing) -> str:
 
 
 def _comparisons(study: Study, task: str) -> str:
-    found = [c for c in differences.comparisons(study) if c.task == task]
-    if not found:
+    _, rows = difference_rows(study, task)
+    if not rows:
         return ""
     lines = []
-    for c in found:
-        ahead = c.better
-        p = c.p_checkpoints if c.difference is c.checkpoints else c.p_architectures
-        verdict = f"{ahead} ahead, {answer.level(c)}" if ahead else "no difference seen"
-        what = f"exact match, {c.entries} {words(task).units}" if c.measure == "exact_match" else "bits per byte"
-        what += f", {judge.EQUAL[c.budget]}" if len(judge.budgets(study, task)) > 1 else ""
+    for measure, arms, difference, floor, p, reading in rows:
+        same = ' class="same"' if reading == "no difference seen" else ""
         lines.append(
-            f'<tr class="{"" if ahead else "same"}"><td>{escape(what)}</td>'
-            f"<td>{escape(c.first)} − {escape(c.second)}</td>"
-            f'{_cell(_signed(c))}<td class="n">{_floor(c)}</td><td class="n">{p:.2g}</td>'
-            f"<td>{escape(verdict)}</td></tr>"
+            f"<tr{same}><td>{escape(measure)}</td><td>{escape(arms)}</td>{_cell(difference)}{_cell(floor)}{_cell(p)}"
+            f"<td>{escape(reading)}</td></tr>"
         )
     return (
-        f"<details><summary>All {len(found)} differences between ranked arms</summary>"
+        f"<details><summary>All {len(rows)} differences between ranked arms</summary>"
         '<div class="scroll"><table><thead><tr><th>measure</th><th>arms</th>'
         '<th class="n">difference</th><th class="n">noise floor</th>'
         f'<th class="n">p (Holm)</th><th>reading</th></tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
@@ -195,20 +189,6 @@ def _comparisons(study: Study, task: str) -> str:
         "how far two runs of one of the arms lie apart (root mean square) that differ in both seeds, and below it in "
         "the initialisation alone, where such runs were made.</p></details>"
     )
-
-
-def _floor(c: differences.Comparison) -> str:
-    def said(value: float | None) -> str:
-        return "–" if value is None else f"{100 * value:.1f}" if c.measure == "exact_match" else f"{value:.3f}"
-
-    return f"{said(c.floor.seeds)}<small>{said(c.floor.start)}</small>"
-
-
-def _signed(c: differences.Comparison) -> str:
-    mean, low, high, *_ = c.difference
-    if c.measure == "exact_match":
-        return f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] points"
-    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def _checks(study: Study) -> str:

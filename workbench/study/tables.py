@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from workbench.study import answer, canvas, certificate, differences, judge
 from workbench.study.collect import Run, Study
@@ -89,12 +89,51 @@ def budget_rows(study: Study, task: str) -> tuple[list[str], list[list[str]]]:
     return heads, rows
 
 
-def plain(study: Study) -> dict[str, tuple[list[str], list[list[str]]]]:
-    """Headings and rows of each task's table."""
-    return {
-        task: ([name for name, _ in columns(study, task)], [cells for _, cells, _ in rows(study, task)])
-        for task in study.tasks
-    }
+NUMBERS = ("difference", "noise floor", "p (Holm)")
+
+
+def difference_rows(study: Study, task: str) -> tuple[list[str], list[list[str]]]:
+    """Every difference between two ranked arms of a task, with what is read from it: headings, and a row each."""
+    body = []
+    for c in (c for c in differences.comparisons(study) if c.task == task):
+        what = f"exact match, {c.entries} {words(task).units}" if c.measure == "exact_match" else "bits per byte"
+        p = c.p_checkpoints if c.difference is c.checkpoints else c.p_architectures
+        floor = "\n".join(_floor(c, value) for value in c.floor)
+        reading = f"{c.better} ahead, {answer.level(c)}" if c.better else "no difference seen"
+        pair = f"{c.first} − {c.second}"
+        body.append([f"{what}, {judge.EQUAL[c.budget]}", pair, answer.signed(c), floor, f"{p:.2g}", reading])
+    return ["measure", "arms", *NUMBERS, "reading"], body
+
+
+def _floor(c: differences.Comparison, value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}" if c.measure == "exact_match" else f"{value:.3f}"
+
+
+class Table(NamedTuple):
+    """A table as text: headings, which of the columns are numbers, and rows, whose cells may have two lines."""
+
+    heads: list[str]
+    numbers: list[bool]
+    rows: list[list[str]]
+
+
+def every(study: Study) -> dict[str, Table]:
+    """Every table of a study by name: a task's own, what its arms reach at every budget, and their differences."""
+    found = {}
+    for task in study.tasks:
+        body = []
+        for _, cells, verdict in rows(study, task):
+            arm, _, pattern = cells[0].partition("\n")
+            body.append([f"{arm}{'' if verdict.ranked else ' (not ranked)'}\n{pattern}", *cells[1:]])
+        heads, numbers = zip(*columns(study, task), strict=True)
+        found[task] = Table(list(heads), list(numbers), body)
+        if len(judge.budgets(study, task)) > 1:
+            heads, body = budget_rows(study, task)
+            found[f"{task}-budgets"] = Table(heads, [i > 0 for i in range(len(heads))], body)
+        heads, body = difference_rows(study, task)
+        if body:
+            found[f"{task}-differences"] = Table(heads, [name in NUMBERS for name in heads], body)
+    return found
 
 
 def terminal_table(study: Study) -> str:
@@ -138,16 +177,11 @@ def terminal_table(study: Study) -> str:
 
 
 def pasted(study: Study, form: str) -> str:
-    """Every task's table as Markdown or LaTeX (booktabs), intervals in it; arms that are not ranked say so."""
+    """Every table as Markdown or LaTeX (booktabs), intervals in it; arms that are not ranked say so."""
     out = []
-    for task in study.tasks:
-        heads = [name for name, _ in columns(study, task)]
-        body = []
-        for _, cells, verdict in rows(study, task):
-            line = [" ".join(cell.split("\n")[:1]).replace("\u00a0", " ") for cell in cells]
-            body.append([line[0] + ("" if verdict.ranked else " (not ranked)"), *line[1:]])
-        right = [number for _, number in columns(study, task)]
-        out.append(_markdown(heads, body, right) if form == "markdown" else _latex(heads, body, right))
+    for heads, numbers, body in every(study).values():
+        lines = [[cell.split("\n")[0].replace("\u00a0", " ") for cell in line] for line in body]
+        out.append(_markdown(heads, lines, numbers) if form == "markdown" else _latex(heads, lines, numbers))
     proof = certificate.hash_of(certificate.claims(study))[:12]
     said = f"{answer.first_line(study)} Made by `{command(study)}`; certificate {proof}."
     return "\n\n".join([*out, said if form == "markdown" else rf"\par\noindent {{\footnotesize {_escaped(said)}}}"])
