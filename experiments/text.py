@@ -15,7 +15,7 @@ One more run an arm, of another initialisation on the same data, shows how much 
 Written down after --tune and before any other run:
 Expected: after 100 steps, at its best rate, Mamba-2 needs 2.51 bits per byte of other packages, Mamba 2.53, the hybrid
     2.56 and the Transformer 2.67. After 500 the first three lie within 0.05 of one another, the Transformer is behind
-    each by 0.08 or more, for these architectures, and held-out files of packages in training need 0.2 less in every arm.
+    each by 0.08 or more, for these architectures, and held-out files of trained packages need 0.2 less in every arm.
 Stops:    after three seeds of every arm at these steps; none is added after looking.
 """
 
