@@ -175,7 +175,8 @@ def known(folder: Path, run: RunConfig | None) -> list[Known]:
         place = folder / state.run
         config = read_json(place / "config.json") or {}
         rates = {row["step"]: row["tokens_per_second"] for row in read_rows(place / "timing.jsonl")}
-        rows = [row | {"tokens_per_second": rates.get(row["step"])} for row in read_rows(place / "metrics.jsonl")]
+        logged = [row for row in read_rows(place / "metrics.jsonl") if "loss" in row]
+        rows = [row | {"tokens_per_second": rates.get(row["step"])} for row in logged]
         alike = wanted is None or all(config.get(name) == wanted[name] for name in ("data", "evaluation", "steps"))
         found.append(Known(state, config, rows, read_json(place / "result.json") or {}, alike))
     begun = {each.state.run: (folder / each.state.run / "config.json").stat().st_mtime for each in found}

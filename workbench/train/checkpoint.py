@@ -129,7 +129,7 @@ def latest(checkpoints: ocp.CheckpointManager, run: RunConfig) -> Checkpoint | N
     for step in steps:
         try:
             facts = _facts(checkpoints, step)
-            check_config(facts["config"], run, f"the checkpoint of step {step} in {checkpoints.directory}")
+            as_saved(facts["config"], run, f"the checkpoint of step {step} in {checkpoints.directory}")
             return _read(checkpoints, step, facts, ("model", "optimizer"))
         except _Damaged as damage:
             aside = Path(checkpoints.directory) / "damaged" / str(step)
@@ -267,13 +267,22 @@ def _score(folder: Path, step: int) -> float | None:
     return json.loads(path.read_text())["score"] if path.exists() else None
 
 
-def check_config(saved: dict, run: RunConfig, what: str) -> None:
-    """Raises ValueError, naming the first difference, if `saved` (JSON of a run) is not `run`; `what` is its owner."""
+WHEN = ("evaluate_every", "checkpoint_every", "keep")  # fields that change no weight and no curve
+
+
+def as_saved(saved: dict, run: RunConfig, what: str) -> RunConfig:
+    """The run with the values of WHEN in `saved`, JSON of a run, which `what` has.
+
+    Raises ValueError, naming the first difference, if they differ in anything else.
+    """
+    first = {each.name: saved.get(each.name, each.default) for each in dataclasses.fields(run) if each.name in WHEN}
+    run = dataclasses.replace(run, **first | {"keep": tuple(first["keep"])})
     if short_hash(saved) != short_hash(run):
         first = next((d for d in differences(saved, to_json(run)) if ".file:" not in d), "unknown")
         raise ValueError(
             f"{what} belongs to another config; first difference: {first}; use another folder, or the config it has"
         )
+    return run
 
 
 def _place(folder: Path) -> Path:

@@ -65,7 +65,8 @@ def train(
     """Trains a run in its folder and returns its result.json; continues one that was stopped, never repeats one.
 
     Continuing gives the weights of never having stopped, bit for bit, on the same machine type, CPUs and JAX (a
-    difference is warned of). Evaluators are `(model, split) -> nested dict`: on "select" every `run.evaluate_every`
+    difference is warned of), and may evaluate and save at other steps than before; the folder keeps the config that it
+    has. Evaluators are `(model, split) -> nested dict`: on "select" every `run.evaluate_every`
     steps and at the end, on "test" at the end; a `score` in one's result (higher is better) picks the best checkpoint.
     layout: devices and memory; another one continues the same run, and changes it by rounding alone.
     progress: whether to show a bar, or what to call it. on_step(step, metrics) runs one step late, so as not to wait.
@@ -89,7 +90,7 @@ def train(
         if jax.process_index():  # keeps records as the first process does, where nobody looks
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / shared.name
             progress, wandb = False, "disabled"
-        stack.enter_context(_opened(folder, run))
+        when, run = run, stack.enter_context(_opened(folder, run))
         result = read_json(shared / "result.json")
         if cluster.from_all(int(result is not None and result["status"] == "finished"))[0]:
             return result
@@ -101,7 +102,7 @@ def train(
         tracker = track.start(run, folder, wandb)
         result = None
         try:
-            result = _train(run, folder, shared, evaluators, layout or Layout(), progress, tracker, on_step)
+            result = _train(run, when, folder, shared, evaluators, layout or Layout(), progress, tracker, on_step)
         except TrainingFailed:
             result = read_json(folder / "result.json")
             raise
@@ -110,7 +111,8 @@ def train(
         return result
 
 
-def _train(run, folder, shared, evaluators, layout, progress, tracker, on_step) -> dict[str, Any]:
+def _train(run, when, folder, shared, evaluators, layout, progress, tracker, on_step) -> dict[str, Any]:
+    """`when` is the run with the steps at which it is evaluated and saved now."""
     stream = run.data.stream("train")
     if (spoken := getattr(stream, "tokenizer", None)) is not None:  # so that the folder alone turns text into tokens
         write_text(folder / "tokenizer.json", spoken.saved().decode())
@@ -139,7 +141,7 @@ def _train(run, folder, shared, evaluators, layout, progress, tracker, on_step) 
             return {name: evaluator(cluster.whole(model), split) for name, evaluator in evaluators.items()}
 
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(contextlib.closing(checkpoint.open_checkpoints(shared, run.keep)))
+        checkpoints = stack.enter_context(contextlib.closing(checkpoint.open_checkpoints(shared, when.keep)))
         model, opt_state, position = _start(run, folder, shared, checkpoints, mesh)
         for name in ("metrics.jsonl", "timing.jsonl"):
             keep_rows(folder / name, position.step)
@@ -183,13 +185,14 @@ def _train(run, folder, shared, evaluators, layout, progress, tracker, on_step) 
                 waiting = (metrics, batch, own.of // (own.high - own.low))
                 done = index + 1
                 last = done == run.steps
-                evaluating = last or _due(done, run.evaluate_every)
-                logging = evaluating or _due(done, run.log_every)
-                due = last or _due(done, run.checkpoint_every) or done in run.keep
+                evaluating = last or _due(done, when.evaluate_every)
+                logging = last or _due(done, run.log_every)
+                due = last or _due(done, when.checkpoint_every) or done in when.keep
                 # processes ask each other only where they wait for a step anyway
-                asked = bool(stopping) if not together else (logging or due) and cluster.from_all(len(stopping)).any()
+                looking = logging or evaluating or due
+                asked = bool(stopping) if not together else looking and cluster.from_all(len(stopping)).any()
                 saving = due or asked
-                if not (logging or saving):
+                if not (looking or asked):
                     continue
                 values = _look(waiting, position, hashes, begun, bar, on_step)
                 waiting = None
@@ -198,8 +201,8 @@ def _train(run, folder, shared, evaluators, layout, progress, tracker, on_step) 
                 model, opt_state = jax.tree.unflatten(tree, leaves)
                 if evaluating:
                     evaluated = evaluate("select")
-                if logging:
-                    _log(folder, tracker, run, position, values, evaluated if evaluating else {})
+                if logging or evaluating:
+                    _log(folder, tracker, run, position, values, evaluated if evaluating else {}, logging)
                 if saving:
                     score = _score(evaluated) if evaluating else None
                     try:
@@ -313,19 +316,26 @@ def _score(evaluated: dict[str, Any]) -> float | None:
     return sum(scores) / len(scores) if scores else None
 
 
-def _log(folder: Path, tracker: Any, run: RunConfig, position: Position, values: dict, evaluated: dict) -> None:
-    """A row of metrics.jsonl and one of timing.jsonl; the loss and the gradient's norm are means since the last row."""
+def _log(
+    folder: Path, tracker: Any, run: RunConfig, position: Position, values: dict, evaluated: dict, curves: bool
+) -> None:
+    """A row of metrics.jsonl and one of timing.jsonl.
+
+    Loss and gradient norm are means since the last row that had them: those of `curves`, so that evaluating at other
+    steps changes no curve.
+    """
     flops_per_token = count(run.model, run.data.length).train_flops_per_token
     row = {
         "step": position.step,
         "digest": position.digest,
-        "loss": position.loss / position.weight,
         "tokens": position.tokens,
         "flops": position.tokens * flops_per_token,
         "learning_rate": values["learning_rate"],
-        "gradient_norm": position.gradient_norm / position.steps,
-    } | {f"select/{name}": interval["mean"] for name, interval in track.intervals(evaluated)}
-    position.steps, position.loss, position.weight, position.gradient_norm = 0, 0.0, 0.0, 0.0
+    }
+    if curves:
+        row |= {"loss": position.loss / position.weight, "gradient_norm": position.gradient_norm / position.steps}
+        position.steps, position.loss, position.weight, position.gradient_norm = 0, 0.0, 0.0, 0.0
+    row |= {f"select/{name}": interval["mean"] for name, interval in track.intervals(evaluated)}
     timing = {
         "step": position.step,
         "seconds": position.seconds,
@@ -382,8 +392,11 @@ def _failed(run: RunConfig, folder: Path, position: Position, checkpoints, reaso
 
 
 @contextlib.contextmanager
-def _opened(folder: Path, run: RunConfig) -> Iterator[None]:
-    """Holds the folder, which says that it is this run's, against other processes; death frees it."""
+def _opened(folder: Path, run: RunConfig) -> Iterator[RunConfig]:
+    """Holds the folder, which says that it is this run's, against other processes; death frees it.
+
+    Gives the run as the folder has it, which may be evaluated and saved at other steps.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("a")
@@ -395,12 +408,12 @@ def _opened(folder: Path, run: RunConfig) -> Iterator[None]:
         _hold(lock, folder)
         saved = read_json(folder / "config.json")
         if saved is not None:
-            checkpoint.check_config(saved, run, f"{folder}")
+            run = checkpoint.as_saved(saved, run, f"{folder}")
         elif products := [n for n in ("metrics.jsonl", "result.json", "checkpoints") if (folder / n).exists()]:
             raise ValueError(f"{folder} has {products[0]} and no config.json: not a whole run; delete it, or move it")
         else:
             write_json(folder / "config.json", to_json(run))
-        yield
+        yield run
 
 
 def _hold(lock: Any, folder: Path) -> None:
