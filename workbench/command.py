@@ -390,14 +390,14 @@ Prints a JSON object. A study extends its runs in its file: workbench.study.exte
     each = command(
         "branch",
         _branch,
-        "continue a run from any kept step to another end, as a run of its own beside it",
+        "continue a run from any step to another end, as a run of its own beside it",
         """examples:
   workbench branch runs/text/text-hybrid-s1-1a2b3c4d@2000 --steps 2500       decay from step 2000 to the end at 2500
   workbench branch runs/text/text-mamba-s1-9c0d1e2f@400 optimizer.clip=0.5   the same steps again, something changed
 
 Starts from weights, optimizer and place in the data after the step; the same command resumes. Where only the end of a
-warm-up-stable-decay run is another (--steps), it is the run of so many steps from the start, bit for bit. Kept are a
-run's last checkpoints and those of the steps that its field keep names (keep=500,1000).
+warm-up-stable-decay run is another (--steps), it is the run of so many steps from the start, bit for bit. A step that
+the run did not keep (it keeps its last checkpoints, and those that keep=500,1000 names) is trained again first.
 Prints a JSON object. A study branches its runs in its file: workbench.study.extend.branched.""",
     )
     each.add_argument("parent", metavar="RUN_FOLDER@STEP")

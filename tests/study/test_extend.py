@@ -255,6 +255,25 @@ def test_a_branch_that_changes_nothing_repeats_its_run(trunk):
     assert result["weights_hash"] == json.loads((trunk.folder / "result.json").read_text())["weights_hash"]
 
 
+def test_a_step_that_was_not_kept_is_trained_again_and_branched_from(trunk, tmp_path):
+    folder = shutil.copytree(trunk.folder, tmp_path / trunk.folder.name)
+    place, result = branch(folder, 5, steps=7, **QUIET)
+    assert 5 in hashes(folder)
+    run = from_json(json.loads((place / "config.json").read_text()))
+    whole = dataclasses.replace(run, role="result", parent=None)
+    assert result["weights_hash"] == train(whole, tmp_path / whole.name, {}, **QUIET)["weights_hash"]
+
+
+def test_a_step_that_is_not_what_it_was_when_trained_again_is_warned_of(trunk, tmp_path):
+    folder = shutil.copytree(trunk.folder, tmp_path / trunk.folder.name)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    (changed,) = (row for row in rows if row["step"] == 6)
+    changed["loss"] += 1e-6
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.warns(UserWarning, match=r"trained again from step 4 to 6 and is not what it was \(step 6, loss"):
+        branch(folder, 6, steps=8, **QUIET)
+
+
 def test_a_branch_is_replayed_from_where_it_left_its_parent(trunk):
     findings = list(replay(trunk.place, 2))
     assert all(holds for _, holds, _ in findings), findings
@@ -272,7 +291,7 @@ def test_what_cannot_be_branched_is_refused(trunk, tmp_path):
         (lambda: to(1, steps=4), "a stable rate from step 2 to 6; branch there, not at 1"),
         (lambda: to(7, steps=9), "a stable rate from step 2 to 6; branch there, not at 7"),
         (lambda: to(5, steps=5), "before the new end, not at 5"),
-        (lambda: branch(trunk.folder, 2, steps=4), "no checkpoint of step 2; it has 3, 4, 8"),
+        (lambda: branch(tmp_path, 2, steps=4), "holds no run"),
         (lambda: branch(trunk.folder, 3, overrides=["data.batch=4"], **QUIET), "cannot change data.batch: 6 -> 4"),
     ):
         with pytest.raises(ValueError, match=says):

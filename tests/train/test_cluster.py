@@ -31,11 +31,14 @@ def test_variables_that_name_half_a_cluster_are_refused(monkeypatch):
 
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives_and_one_of_them_keeps_the_records(tmp_path):
-    """Also when one of them is asked to stop, and they go on. Two devices each: rows over processes, weights within."""
+    """Also when one of them is asked to stop, and they go on as steps of SLURM would.
+
+    Two devices each: rows over processes, weights within.
+    """
     (alone,) = trained(tmp_path / "alone", "")
     for each in trained(tmp_path / "two", "data=2,fsdp=2", stop=12):
         assert "it is saved, run it again" in each["stopped"]
-    first, second = trained(tmp_path / "two", "data=2,fsdp=2")
+    first, second = trained(tmp_path / "two", "data=2,fsdp=2", slurm=True)
     assert alone["rows"] == [16] and first["rows"] == second["rows"] == [8]
     assert first["digest"] == second["digest"] == alone["digest"]
     losses = [json.loads(row)["loss"] for row in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
@@ -43,8 +46,8 @@ def test_two_processes_give_what_one_gives_and_one_of_them_keeps_the_records(tmp
     assert "result.json" in first["wrote"] and second["wrote"] == []
 
 
-def trained(folder, layout, stop=0):
-    """What each process says in the end."""
+def trained(folder, layout, stop=0, slurm=False):
+    """What each process says in the end; which of the cluster it is, plain variables tell it, or those of srun."""
     count = 2 if layout else 1
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -53,7 +56,11 @@ def trained(folder, layout, stop=0):
     for place in range(count):
         two = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
         environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": two}
-        if layout:
+        if layout and slurm:  # the port follows from the job's number
+            job = str(port % 2**12)
+            environment |= {"SLURM_JOB_ID": job, "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+            environment |= {"SLURM_PROCID": str(place), "SLURM_LOCALID": str(place)}
+        elif layout:
             environment |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
             environment |= {"JAX_PROCESS_ID": str(place)}
         arguments = [sys.executable, __file__, str(folder), layout, str(stop)]

@@ -80,6 +80,7 @@ def program(*arguments, **environment):
     ],
 )
 def test_every_layout_gives_one_devices_loss_curve(dtype, tolerance, periods, layouts):
+    """With two periods, which are scanned over as on a GPU."""
     curves = program(dtype, str(periods), *layouts, JAX_ENABLE_X64="1" if dtype == "float64" else "0")
     assert len(curves["one"]) == 20 and curves["one"][-1] < 0.9 * curves["one"][0]
     for name, curve in curves.items():
@@ -101,6 +102,16 @@ def test_a_run_goes_on_in_another_layout_as_if_it_had_never_stopped():
     assert curves["stopped"] == curves["resumed"][: len(curves["stopped"])]
     assert len(curves["resumed"]) == 20 and curves["layouts"] == [[1, 8, 1], [2, 2, 2]]
     np.testing.assert_allclose(curves["resumed"], curves["whole"], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_sequence_of_32768_tokens_is_trained_over_four_devices_none_of_which_could_hold_it_alone():
+    """In that a device needs less than 0.4 of the memory that the whole takes on one."""
+    found = program("long", "one", "sequence 4")
+    (whole, memory), (curve, of_four) = found["one"], found["sequence 4"]
+    assert len(curve) == 2 and np.isfinite(curve).all()
+    np.testing.assert_allclose(curve, whole, rtol=1e-5)
+    assert of_four < 0.4 * memory
 
 
 def test_a_matrix_is_divided_over_the_axes_that_divide_it_and_a_vector_is_not():
@@ -135,7 +146,20 @@ def losses(folder):
 
 
 def curves(folder, dtype, periods, *names):
+    from workbench.model import language_model
+
+    language_model.UNROLLED = 0  # a CPU would lay so few layers out one by one
     return {name: trained(config(dtype, int(periods)), folder / name, name) for name in names}
+
+
+def long(folder, *names):
+    """Losses and the bytes of a device, of two steps on one row."""
+    run, found = config("float32", 1), {}
+    run = replace(run, data=replace(run.data, length=32_768, batch=1), steps=2)
+    for name in names:
+        curve = trained(run, folder / name, name)
+        found[name] = curve, json.loads((folder / name / "result.json").read_text())["memory_bytes"]
+    return found
 
 
 def resume(folder, before, after):
@@ -205,5 +229,5 @@ if __name__ == "__main__":
     loss.CHUNK = 10  # so that there are several on each device, and the last is not full
     what, *names = sys.argv[1:]
     with tempfile.TemporaryDirectory() as folder:
-        made = {"start": start, "resume": resume}.get(what)
+        made = {"start": start, "resume": resume, "long": long}.get(what)
         print(json.dumps(made(Path(folder), *names) if made else curves(Path(folder), what, *names)))

@@ -118,8 +118,8 @@ def branched(run: RunConfig, step: int, *, steps: int = 0) -> RunConfig:
     """The run that goes on from this one's state after `step` updates; an experiment's runs() lists both.
 
     steps: of all its updates, by default as many as this run's, which it then repeats unless something else is changed.
-    With another number the rate must have been stable: what is left from `step` on is the decay. The run keeps the
-    checkpoint where it is one of its last, or its `keep` names the step.
+    With another number the rate must have been stable: what is left from `step` on is the decay. In a study, the run's
+    `keep` names the step.
     Raises ValueError for a step that it does not have, and for another end of a rate that was not stable.
     """
     if not 0 < step <= run.steps or step >= (steps or run.steps):
@@ -176,18 +176,22 @@ def extend(
 def branch(
     folder: Path | str, step: int, *, steps: int = 0, overrides: Sequence[str] = (), **options: Any
 ) -> tuple[Path, dict[str, Any]]:
-    """Continues the run of a folder, finished or not, from a kept step (see `branched`), and returns as `extend` does.
+    """Continues the run of a folder, finished or not, from a step (see `branched`), and returns as `extend` does.
 
-    Raises ValueError for a step without a checkpoint, naming those that there are, and what `branched` raises.
+    A step that the run did not keep is made again first, by training there from the last one before it that it kept.
+    Raises ValueError for a folder without a run, and what `branched` raises.
     """
+    from workbench.study.replay import remake
     from workbench.train.checkpoint import hashes
 
     folder = Path(folder).resolve()
-    saved, kept = read_json(folder / "config.json"), hashes(folder)
-    if saved is None or step not in kept:
-        raise ValueError(f"{folder} has no checkpoint of step {step}; it has {', '.join(map(str, kept)) or 'none'}")
+    saved = read_json(folder / "config.json")
+    if saved is None:
+        raise ValueError(f"{folder} holds no run (it has no config.json); give a run's folder, RUN_FOLDER@STEP")
     run = branched(from_json(saved), step, steps=steps)
-    return _trained(folder, replace(run, parent=Parent(folder.name, kept[step], step)), overrides, options)
+    if step not in hashes(folder):
+        remake(folder, step, options.get("progress", True) and f"step {step} again")
+    return _trained(folder, replace(run, parent=Parent(folder.name, hashes(folder)[step], step)), overrides, options)
 
 
 def _trained(

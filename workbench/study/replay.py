@@ -1,4 +1,6 @@
-"""Part of a finished run, done again by the loop that did it: what a hash edited along with its file cannot survive.
+"""Part of a run, done again by the loop that did it: what a hash edited along with its file cannot survive.
+
+And how a step that a run did not keep is had after all (`remake`).
 
 `python -m workbench.study.replay RUN_FOLDER STEPS` prints a JSON line a finding; `workbench verify --replay` starts it
 with the CPUs and flags that the run had.
@@ -6,13 +8,17 @@ with the CPUs and flags that the run had.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import random
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +60,14 @@ def replay(folder: Path, steps: int) -> Iterator[tuple[str, bool | None, str]]:
         origin = f"the checkpoint of step {start}" if start > first else "the start"
         what = f"{min(steps, run.steps - start)} steps again from {origin}"
         try:
-            rows, made, began = _again(run, folder, start, start + steps)
+            with _again(run, folder, start, start + steps) as here:
+                rows, made, began = _rows(here, start, start + steps), hashes(here), read_json(here / "initial.json")
         except TrainingFailed as error:
             yield what, False, str(error)
             continue
         found = differences(initial["parameters"], began["parameters"]) if initial and start == first else []
         seen = sorted(rows.keys() & recorded.keys())
-        for step in seen:
-            shared = [name for name in rows[step] if name in recorded[step]]  # older runs have no digest there
-            both = ({name: row[step][name] for name in shared} for row in (recorded, rows))
-            found += [f"step {step}, {line}" for line in differences(*both)]
+        found += _changed(recorded, rows)
         found += [f"weights at step {s} differ" for s in made if s > start and s in weights and made[s] != weights[s]]
         if not seen:
             later = min((step for step in recorded if step > start), default=run.steps)
@@ -86,8 +90,46 @@ def _elsewhere(recorded: dict[str, Any]) -> list[str]:
     return changed
 
 
-def _again(run: RunConfig, folder: Path, start: int, end: int) -> tuple[dict[int, dict], dict[int, str], Any]:
-    """Rows, checkpoints' hashes and initial.json of the run trained from `start` to `end` in a folder of its own."""
+def remake(folder: Path, step: int, progress: bool | str = False) -> None:
+    """Trains a run again from the last checkpoint before `step`, or its start, and leaves that of `step` in its folder.
+
+    Warns, naming the first, if a row that was logged on the way does not come again bit for bit.
+    """
+    run = from_json(read_json(folder / "config.json"))
+    first = run.parent.step if run.parent is not None else 0
+    start = max((kept for kept in hashes(folder) if first < kept < step), default=first)
+    with _again(run, folder, start, step, progress) as here:
+        changed = _changed(_rows(folder, start, step), _rows(here, start, step))
+        place = folder / "checkpoints" / str(step)
+        part = place.with_name(f".{step}.part")
+        shutil.copytree(here / "checkpoints" / str(step), part, dirs_exist_ok=True)
+        os.replace(part, place)
+    if changed:
+        why = "; ".join(_elsewhere(read_json(folder / "environment.json") or {})) or "the same environment"
+        warnings.warn(
+            f"{run.name} was trained again from step {start} to {step} and is not what it was ({changed[0]}; {why})",
+            stacklevel=2,
+        )
+
+
+def _changed(recorded: dict[int, dict], rows: dict[int, dict]) -> list[str]:
+    """What differs in the rows that both have, by step."""
+    found = []
+    for step in sorted(rows.keys() & recorded.keys()):
+        shared = [name for name in rows[step] if name in recorded[step]]  # older runs have no digest there
+        both = ({name: row[step][name] for name in shared} for row in (recorded, rows))
+        found += [f"step {step}, {line}" for line in differences(*both)]
+    return found
+
+
+def _rows(folder: Path, start: int, end: int) -> dict[int, dict]:
+    """The rows of metrics.jsonl after `start` up to `end`, by step."""
+    return {row["step"]: row for row in read_rows(folder / "metrics.jsonl") if start < row["step"] <= end}
+
+
+@contextlib.contextmanager
+def _again(run: RunConfig, folder: Path, start: int, end: int, progress: bool | str = False) -> Iterator[Path]:
+    """A folder in which the run was trained from `start` to `end`, which it keeps; gone afterwards."""
     layout = Layout(**(read_json(folder / "environment.json") or {}).get("layout", {}))
 
     def stop(step: int, metrics: Any) -> None:
@@ -103,13 +145,11 @@ def _again(run: RunConfig, folder: Path, start: int, end: int) -> tuple[dict[int
             beside.symlink_to(folder.resolve().parent / run.parent.run)
         if start > (run.parent.step if run.parent is not None else 0):
             shutil.copytree(folder / "checkpoints" / str(start), here / "checkpoints" / str(start))
-        try:
-            fits = layout if layout.devices <= jax.device_count() else Layout()
-            train(run, here, {}, layout=fits, progress=False, wandb="disabled", on_step=stop)
-        except _Enough:
-            pass
-        rows = {row["step"]: row for row in read_rows(here / "metrics.jsonl") if start < row["step"] <= end}
-        return rows, hashes(here), read_json(here / "initial.json")
+        fits = layout if layout.devices <= jax.device_count() else Layout()
+        keep = replace(run, keep=tuple(sorted({*run.keep, min(end, run.steps)})))
+        with contextlib.suppress(_Enough):
+            train(keep, here, {}, layout=fits, progress=progress, wandb="disabled", on_step=stop)
+        yield here
 
 
 def _distance(a: dict[str, Any], b: dict[str, Any]) -> float:
