@@ -16,6 +16,16 @@ from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).parents[1]
 STARTED = pytest.StashKey[float]()
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = (
+    "--no-sandbox",  # containers often run as root
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 
 # On the CPU, unless told otherwise; compiled programs are kept, since most tests compile far longer than they run.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -46,6 +56,22 @@ def x64():
 
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """A page of a headless Chromium with an empty profile."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: it is in the dev group"
+    )
+    if CHROMIUM is None:
+        pytest.skip("no chromium on PATH; Debian: apt-get install chromium")
+    with playwright.sync_playwright() as play:
+        context = play.chromium.launch_persistent_context(
+            str(tmp_path / "profile"), executable_path=CHROMIUM, headless=True, args=list(FLAGS)
+        )
+        yield context.new_page()
+        context.close()
 
 
 @pytest.fixture

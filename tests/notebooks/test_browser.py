@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -12,34 +11,6 @@ import urllib.request
 import pytest
 
 pytestmark = pytest.mark.slow
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = (
-    "--no-sandbox",  # containers often run as root
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-
-
-@pytest.fixture
-def browser(tmp_path):
-    """A page of a headless Chromium with an empty profile."""
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed: it is in the dev group"
-    )
-    if CHROMIUM is None:
-        pytest.skip("no chromium on PATH; Debian: apt-get install chromium")
-    with playwright.sync_playwright() as play:
-        context = play.chromium.launch_persistent_context(
-            str(tmp_path / "profile"), executable_path=CHROMIUM, headless=True, args=list(FLAGS)
-        )
-        yield context.new_page()
-        context.close()
-
 
 CHANGED = {  # of each notebook's parameters, for a test
     "start": {"steps: int = 1600": "steps: int = 4"},

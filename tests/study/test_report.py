@@ -1,4 +1,5 @@
 import csv
+import io
 import json
 import math
 import re
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from workbench.config import PhonebookConfig, RecallConfig, load_file, to_json
 from workbench.study import answer, differences, figures, judge, panels
@@ -37,6 +39,54 @@ def test_the_page_needs_nothing_but_itself(troubled):
     _, page = troubled
     assert not re.findall(r'(?:src|href)="(?!data:image/svg)', page) and "@import" not in page and "url(" not in page
     assert page.count("<figure ") == page.count("data:image/svg+xml;base64,") >= 6
+
+
+# The least contrast of any text with what is behind it (WCAG 2.2, 1.4.3), and the text.
+CONTRAST = """() => {
+  const parts = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = (rgb) => {
+    const [r, g, b] = rgb.map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const behind = (element) => {
+    for (let at = element; at; at = at.parentElement) {
+      const rgb = parts(getComputedStyle(at).backgroundColor);
+      if (rgb.length < 4 || rgb[3] > 0) return rgb.slice(0, 3); }
+    return [255, 255, 255]; };
+  const found = [...document.querySelectorAll("main *")].filter(
+    (e) => [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim())).map((e) => {
+      const pair = [parts(getComputedStyle(e).color).slice(0, 3), behind(e)].map(light).sort((a, b) => b - a);
+      return [(pair[0] + 0.05) / (pair[1] + 0.05), e.textContent]; });
+  return found.sort((a, b) => a[0] - b[0])[0]; }"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_can_be_read_in_a_browser_in_light_and_dark_on_paper_and_on_a_phone(troubled, browser, scheme):
+    def brightness():
+        shot = browser.locator(".card").first.screenshot()
+        return np.asarray(Image.open(io.BytesIO(shot)).convert("L")).mean()
+
+    asked, said = [], []
+    browser.on("request", lambda request: asked.append(request.url))
+    browser.on("console", lambda message: said.append(message.text))
+    browser.emulate_media(color_scheme=scheme)
+    browser.set_viewport_size({"width": 1280, "height": 900})
+    browser.goto((troubled[0] / "report.html").as_uri())
+    assert all(url.startswith(("file:", "data:")) for url in asked) and not said
+    widths = "[...document.images].map((image) => image.complete * image.naturalWidth)"
+    assert min(browser.evaluate(widths)) > 100
+    least, text = browser.evaluate(CONTRAST)
+    assert least >= 4.5, text
+    assert brightness() > 200 if scheme == "light" else brightness() < 80
+    wider = "document.documentElement.scrollWidth - innerWidth"
+    for width in (1280, 390):
+        browser.set_viewport_size({"width": width, "height": 800})
+        assert browser.evaluate(wider) <= 0
+    browser.set_viewport_size({"width": 700, "height": 1000})  # of A4, between margins
+    browser.emulate_media(media="print", color_scheme=scheme)
+    assert browser.evaluate(wider) <= 0 and brightness() > 200
+    heights = "[...document.querySelectorAll('details table')].map((e) => e.getBoundingClientRect().height)"
+    assert min(browser.evaluate(heights)) > 20  # what is folded on a screen is printed
 
 
 def test_its_first_words_name_who_is_not_trained(troubled):

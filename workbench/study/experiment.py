@@ -76,15 +76,15 @@ def _overridden(groups: list[list[RunConfig]], overrides: tuple[str, ...]) -> li
         found = 0
         for group in groups:
             for i, run in enumerate(group):
+                if run.role in BUDGETS and assignment.partition("=")[0].strip() == "steps":
+                    raise ValueError(f"{assignment}: {run.name} ends at an equal budget, which says its steps; change "
+                                     "those in the experiment's file")  # fmt: skip
                 try:
                     group[i] = override(run, assignment)
                 except UnknownName as error:
                     missing.append(error)
                     continue
                 found += 1
-                if run.role in BUDGETS and group[i].steps != run.steps:
-                    raise ValueError(f"{assignment}: {run.name} ends at an equal budget, which says its steps; change "
-                                     "the file's own")  # fmt: skip
                 if run.role == "long" and group[i].steps != run.steps:
                     group[i] = replace(group[i], steps=2 * group[i].steps)
         if missing and not found:  # the nearest name of any run's

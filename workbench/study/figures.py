@@ -174,7 +174,7 @@ def depth(study: Study, task: str) -> Drawing:
     print_across(figure, banner)
     caption = (
         f"Exact match by where what is asked for stands in the {holder} (down) and the number of {units} (across), "
-        "mean over seeds. Right of the white line: past the sizes in training."
+        "mean over seeds. Right of the dashed line: past the sizes in training."
     )
     return Drawing(f"{task}-depth", figure, rows, caption)
 

@@ -21,14 +21,14 @@ STYLE = """
 :root { --page: #f6f7f9; --card: #fff; --ink: #1c2126; --soft: #5b646e; --line: #e1e5ea; --accent: #0b62a8;
   --warn-page: #fff4e5; --warn-ink: #7a3d00; --warn-line: #f0b866; --fine-page: #eaf6ef; --fine-ink: #145a36;
   --fine-line: #93cfae; --no: #b3261e; }
-@media (prefers-color-scheme: dark) {
+@media screen and (prefers-color-scheme: dark) {
   :root { --page: #14171b; --card: #1d2126; --ink: #e7eaee; --soft: #a0a9b4; --line: #323840; --accent: #7cc0ff;
     --warn-page: #33260f; --warn-ink: #ffd49a; --warn-line: #7c5a1d; --fine-page: #14291f; --fine-ink: #a5e0bf;
     --fine-line: #2c5f45; --no: #ff8a80; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI",
   Roboto, "Helvetica Neue", Arial, sans-serif; -webkit-text-size-adjust: 100%; }
-main { max-width: 1080px; margin: 0 auto; padding: 24px 24px 64px; }
+main { max-width: 1180px; margin: 0 auto; padding: 24px 24px 64px; }
 .status { margin: 0 0 28px; padding: 10px 16px; border-radius: 8px; border: 1px solid; font-size: 15px; }
 .status.warn { background: var(--warn-page); color: var(--warn-ink); border-color: var(--warn-line); }
 .status.fine { background: var(--fine-page); color: var(--fine-ink); border-color: var(--fine-line); }
@@ -69,6 +69,9 @@ pre { margin: 0; padding: 12px 16px; background: var(--card); border: 1px solid 
 figure { margin: 24px 0; }
 .card { padding: 14px; background: #fff; border: 1px solid var(--line); border-radius: 8px; }
 .card img { display: block; width: 100%; height: auto; margin: 0 auto; }
+@media screen and (prefers-color-scheme: dark) { /* figures are drawn on white: lightness turned over, hues kept */
+  .card { background: var(--card); } .card img { filter: invert(1) hue-rotate(180deg); mix-blend-mode: screen; }
+  td i { filter: invert(1) hue-rotate(180deg); } }
 figcaption { margin-top: 8px; max-width: 60em; }
 figcaption span { white-space: nowrap; opacity: .75; }
 details { margin: 14px 0; }
@@ -86,7 +89,8 @@ summary { cursor: pointer; color: var(--accent); font-size: 14.5px; margin-botto
     --warn-ink: #7a3d00; --fine-page: #fff; --fine-ink: #145a36; --no: #b3261e; }
   body { font-size: 10.5pt; } main { max-width: none; padding: 0; }
   figure, tr, .answer { break-inside: avoid; } h2, h3 { break-after: avoid; }
-  table { font-size: 8pt; } th, td { padding: 3px 4px; } td small { font-size: 7pt; } th { font-size: 7.5pt; }
+  table { font-size: 8pt; } th, td { padding: 3px 4px; } th { font-size: 7.5pt; } td:first-child { min-width: 7em; }
+  td small { font-size: 7pt; white-space: normal; } td code { white-space: normal; overflow-wrap: anywhere; }
   .scroll { overflow: visible; border: 0; } .card { padding: 0; border: 0; } summary { list-style: none; }
   details::details-content { content-visibility: visible; block-size: auto; }
 }
