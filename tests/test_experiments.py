@@ -53,3 +53,8 @@ def test_its_arms_share_data_evaluation_steps_and_recipe_and_are_of_one_size(exp
 def test_its_tuning_tries_the_same_for_every_arm(experiment):
     if experiment.tuning:
         check_grid(experiment.tuning)
+
+
+def test_steps_that_a_budget_says_are_not_overridden():
+    with contextlib.chdir(FILES[0].parents[1]), pytest.raises(ValueError, match="ends at an equal budget, which says"):
+        load("experiments/budgets.py", "tiny", ["steps=5"])

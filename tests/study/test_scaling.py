@@ -10,6 +10,7 @@ from workbench.study import answer, figures, scaling
 from workbench.study.collect import collect
 from workbench.study.report import html
 from workbench.study.summary import study_json
+from workbench.study.tables import pasted
 
 fake = load_file(Path(__file__).with_name("fake_study.py"))
 X = np.geomspace(1e9, 1e12, 5)
@@ -77,7 +78,11 @@ def test_the_answer_names_where_curves_cross_with_its_interval(tmp_path):
     assert record.keys() == {"flops", "tokens"}  # all are of one size
     assert record["tokens"]["arms"]["mamba"]["exponent"].keys() == {"mean", "low", "high"}
     drawing = next(each for each in figures.drawings(study) if each.name == "text-scaling")
-    assert len(drawing.rows) == 2 * 2 * 3 * 4 and "text-scaling" in html(study, figures.drawings(study))
+    page = html(study, figures.drawings(study))
+    assert len(drawing.rows) == 2 * 2 * 3 * 4 and "text-scaling" in page
+    of_mamba = record["tokens"]["arms"]["mamba"]["exponent"]
+    shown = f"{of_mamba['mean']:.3f} [{of_mamba['low']:.3f}, {of_mamba['high']:.3f}]"
+    assert shown in pasted(study, "markdown") and "exponent, training FLOPs" in page
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from workbench.study.collect import LOOKED, Study, collect
 from workbench.study.page import PAGE, STYLE
 from workbench.study.statistics import LEAST_SEEDS
 from workbench.study.summary import study_json
-from workbench.study.tables import budget_rows, columns, difference_rows, integer, rows, short
+from workbench.study.tables import budget_rows, columns, difference_rows, integer, rows, scaling_rows, short
 from workbench.study.wording import command, listed, question, title
 
 
@@ -74,7 +74,7 @@ def html(study: Study, drawings: Sequence[canvas.Drawing]) -> str:
         parts += [f"<section><h2>{escape(task.capitalize())}</h2>", _table(study, task)]
         parts += [_budgets(study, task)] if len(judge.budgets(study, task)) > 1 else []
         parts += [_figure(drawing) for drawing in own]
-        parts += [_comparisons(study, task), "</section>"]
+        parts += [_curves(study, task), _comparisons(study, task), "</section>"]
     parts += [_checks(study), _failures(study), _limits(study), _reproduce(study)]
     return PAGE.format(title=escape(title(study)), style=STYLE, body="\n".join(part for part in parts if part))
 
@@ -138,6 +138,20 @@ def _budgets(study: Study, task: str) -> str:
         '<p class="note">At equal training FLOPs and at equal seconds the costlier arms end earlier, where they have '
         "spent what the cheapest has in all its steps, each after a whole schedule of its own, on the beginning of the "
         "same tokens. Seconds are those of an arm that has the machine to itself.</p>"
+    )
+
+
+def _curves(study: Study, task: str) -> str:
+    heads, rows = scaling_rows(study, task)
+    if not rows:
+        return ""
+    head = "".join(f'<th class="{"n" if i else ""}">{escape(name)}</th>' for i, name in enumerate(heads))
+    body = "".join(f"<tr><td>{escape(arm)}</td>{''.join(map(_cell, cells))}</tr>" for arm, *cells in rows)
+    return (
+        "<details><summary>Exponents and floors of the fitted curves</summary>"
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        '<p class="note">Bits per byte = floor + scale / x<sup>exponent</sup>, fitted to every seed; 95 % intervals '
+        "over three seeds or more. With three sizes the floor is 0 by assumption.</p></details>"
     )
 
 

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from workbench.study import answer, canvas, certificate, differences, judge
+from workbench.study import answer, canvas, certificate, differences, judge, scaling
 from workbench.study.collect import Run, Study
 from workbench.study.wording import command, show, words
 
@@ -89,6 +89,22 @@ def budget_rows(study: Study, task: str) -> tuple[list[str], list[list[str]]]:
     return heads, rows
 
 
+def scaling_rows(study: Study, task: str) -> tuple[list[str], list[list[str]]]:
+    """Exponent and floor of every arm's curves against size (workbench.study.scaling): headings, and a row an arm."""
+    fitted = scaling.record(study, task)
+    heads = [f"{what}, {scaling.AGAINST[name]}" for name in fitted for what in ("exponent", "floor")]
+    rows = []
+    for arm in dict.fromkeys(arm for each in fitted.values() for arm in each["arms"]):
+        curves = [each["arms"][arm] for each in fitted.values()]
+        rows.append([arm, *(_fitted(curve[what]) for curve in curves for what in ("exponent", "floor"))])
+    return ["arm", *heads], rows
+
+
+def _fitted(value: dict[str, float]) -> str:
+    interval = f" [{value['low']:.3f}, {value['high']:.3f}]" if "low" in value else ""
+    return f"{value['mean']:.3f}{interval}"
+
+
 NUMBERS = ("difference", "noise floor", "p (Holm)")
 
 
@@ -118,7 +134,7 @@ class Table(NamedTuple):
 
 
 def every(study: Study) -> dict[str, Table]:
-    """Every table of a study by name: a task's own, what its arms reach at every budget, and their differences."""
+    """Every table of a study by name: a task's own, budgets, curves against size, and differences."""
     found = {}
     for task in study.tasks:
         body = []
@@ -130,6 +146,9 @@ def every(study: Study) -> dict[str, Table]:
         if len(judge.budgets(study, task)) > 1:
             heads, body = budget_rows(study, task)
             found[f"{task}-budgets"] = Table(heads, [i > 0 for i in range(len(heads))], body)
+        heads, body = scaling_rows(study, task)
+        if body:
+            found[f"{task}-curves"] = Table(heads, [i > 0 for i in range(len(heads))], body)
         heads, body = difference_rows(study, task)
         if body:
             found[f"{task}-differences"] = Table(heads, [name in NUMBERS for name in heads], body)
