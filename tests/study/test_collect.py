@@ -99,6 +99,20 @@ def test_an_arm_that_read_another_stream_is_not_ranked(two):
     assert all("mamba" not in (c.first, c.second) for c in differences.comparisons(study))
 
 
+def test_an_arm_that_was_asked_other_items_is_neither_ranked_nor_compared(two):
+    for seed in (0, 1):
+        fake.phonebook(two, "mamba", seed)
+    for path in two.glob("phonebook-mamba-s*/result.json"):
+        result = json.loads(path.read_text())
+        result["evaluation"]["phonebook"]["exact_match"]["2"]["items"] += 1
+        path.write_text(json.dumps(result))
+    study = collect(two)
+    verdicts = judge.verdicts(study, "phonebook")
+    assert [arm for arm, verdict in verdicts.items() if not verdict.ranked] == ["mamba"]
+    assert "items of mamba beside" in verdicts["mamba"].reasons[0]
+    assert {arm for c in differences.comparisons(study) for arm in (c.first, c.second)} == {"hybrid", "mamba2"}
+
+
 def test_where_two_streams_stand_against_each_other_neither_is_ranked(tmp_path):
     fake.phonebook(tmp_path, "hybrid", 0)
     fake.phonebook(tmp_path, "mamba2", 0, digest="ffee" * 16)

@@ -1,8 +1,8 @@
 """Which of a study's arms may be compared: what must be equal, which arms are ranked, and why not.
 
-An arm is ranked when it read the same token stream for the same steps as the others, finished in every seed and, on
-Phonebook, is trained. Only ranked arms are compared (workbench.study.differences), and at another budget than tokens
-only those whose runs there have spent the same and read the beginning of the one stream.
+An arm is ranked when it read the same token stream for the same steps as the others, was asked the same items, finished
+in every seed and, on Phonebook, is trained. Only ranked arms are compared (workbench.study.differences), and at another
+budget than tokens only those whose runs there have spent the same and read the beginning of the one stream.
 """
 
 from __future__ import annotations
@@ -47,11 +47,13 @@ class Verdict(NamedTuple):
     solved: int
     seeds: int
     leaks: bool  # answers questions about entries that were taken out of the book
+    same_items: bool  # asked on test
     reasons: tuple[str, ...]
 
     @property
     def ranked(self) -> bool:
-        return self.same_stream and self.complete and self.trained is not False and not self.leaks
+        fair = self.same_stream and self.same_items and self.complete
+        return fair and self.trained is not False and not self.leaks
 
 
 # ---- may these arms be compared
@@ -109,7 +111,7 @@ def verdicts(study: Study, task: str) -> dict[str, Verdict]:
     runs = study.select("result", "control", task=task)
     wrong = one_stream(runs)
     wanted = replicates(study, task)
-    leaking = above_chance(runs)
+    leaking, asked = above_chance(runs), other_items([run for run in runs if run.finished])
     out = {}
     for arm in study.arms("result", "control", task=task):
         mine = [run for run in runs if run.arm == arm]
@@ -123,9 +125,10 @@ def verdicts(study: Study, task: str) -> dict[str, Verdict]:
         if converged is False and trained:
             trained = False
         leaks = [ABOVE_CHANCE] if arm in leaking else []
-        reasons = (*streams, *gaps, *why, *unsettled, *leaks)
+        others = [asked[run.name] for run in mine if run.name in asked]
+        reasons = (*streams, *others, *gaps, *why, *unsettled, *leaks)
         seeds = max(len(wanted), len(have))
-        out[arm] = Verdict(not streams, not gaps, trained, converged, solved, seeds, bool(leaks), reasons)
+        out[arm] = Verdict(not streams, not gaps, trained, converged, solved, seeds, bool(leaks), not others, reasons)
     return out
 
 
@@ -211,7 +214,7 @@ def checks(study: Study, task: str) -> list[Check]:
     sizes = {run.arm: run.result["non_embedding_parameters"] for run in done}
     spread = max(sizes.values()) / min(sizes.values()) - 1 if sizes else 0.0
     steps = sorted({run.result.get("steps") for run in done})
-    evaluations = unequal(runs, "evaluation") + _other_items(done)
+    evaluations = unequal(runs, "evaluation") + list(other_items(done).values())
     recipes = unequal(runs, "optimizer", but=("optimizer.learning_rate",))
     settings = unequal(runs, "model", "data", "z_loss", but=("model.pattern", "model.symbols", "data.seed"))
     trials = trials_of(study, task)
@@ -392,15 +395,22 @@ def _leaves(value: Any, path: str) -> dict[str, Any]:
     return {k: v for name, item in value.items() for k, v in _leaves(item, f"{path}.{name}").items()}
 
 
-def _other_items(runs: Sequence[Run]) -> list[str]:
-    """Of finished runs: the first of the test's items in which those of one replicate differ."""
-    found = []
+def other_items(runs: Sequence[Run]) -> dict[str, str]:
+    """For each finished run (by name) that was not asked what most of its replicate were on test: where it differs.
+
+    Where no items are those of more than half, nothing tells which are right, and all are named.
+    """
+    wrong = {}
     for replicate in sorted({run.replicate for run in runs}):
         group = [run for run in runs if run.replicate == replicate]
-        for run in group[1:]:
-            other = differences(group[0].items, run.items)
-            found += [f"items of {run.arm} beside {group[0].arm}: {other[0]}"] if other else []
-    return found
+        (usual, count) = Counter(_plain(run.items) for run in group).most_common(1)[0]
+        first = next(run for run in group if _plain(run.items) == usual)
+        for run in group if 2 * count <= len(group) and count < len(group) else ():
+            wrong[run.name] = f"the arms were asked other items, {run.arm} some of its own"
+        for run in group:
+            if other := differences(first.items, run.items):
+                wrong[run.name] = f"items of {run.arm} beside {first.arm}: {other[0]}"
+    return wrong
 
 
 def trials_of(study: Study, task: str) -> dict[str, list[Trial]]:
