@@ -7,9 +7,9 @@ Command:  workbench run experiments/text.py                (default)
           workbench run experiments/text.py --scale tiny   (two minutes: does everything run?)
           workbench run experiments/text.py --tune         (the learning rates below, from one grid for all arms)
 Cost:     16 runs in 35 minutes on two cores; --tune: 20 runs in 14.
-Answer:   on new packages Mamba 1.942, Mamba-2 1.968, the hybrid 2.003, the Transformer 2.071 bits per byte, each pair told
-          apart for these architectures; 0.24 to 0.25 less on held-out files of packages in training, in every arm.
-          experiments/README.md has the table.
+Answer:   on new packages Mamba 1.942, Mamba-2 1.968, the hybrid 2.003, the Transformer 2.071 bits per byte, each pair
+          told apart for these architectures; 0.24 to 0.25 less on held-out files of packages in training, in every
+          arm. experiments/README.md has the table.
 
 Tokens are those of a BPE trained on the training packages; bits are counted per byte, so that any tokenizer compares.
 One more run an arm, of another initialisation on the same data, shows how much a start alone changes.
