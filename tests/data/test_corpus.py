@@ -1,4 +1,5 @@
 import errno
+import gzip
 import json
 import os
 import random
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from hashlib import sha256
 from pathlib import Path
 
@@ -156,13 +158,64 @@ def test_only_the_recipe_decides_where_a_corpus_is_kept(library, tmp_path):
 @pytest.mark.parametrize(
     "damage", [lambda b: b[: len(b) // 2], lambda b: b[:-3] + b"?" + b[-2:]], ids=["half", "a byte"]
 )
-def test_a_damaged_file_is_named_and_nothing_is_overwritten(library, tmp_path, name, damage):
+@pytest.mark.parametrize("small", [True, False], ids=["small corpus", "large corpus"])
+def test_a_damaged_file_is_named_and_nothing_is_overwritten(library, tmp_path, monkeypatch, name, damage, small):
+    monkeypatch.setattr(corpora, "SMALL", 2**26 if small else 0)
     path = made(library, tmp_path).folder / name
     path.write_bytes(damage(path.read_bytes()))
     kept = whole(path.parent)
     with pytest.raises(ValueError, match=rf"{name} is damaged \(.*delete the folder"):
         made(library, tmp_path)
     assert whole(path.parent) == kept
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**16, 2**16 + 1, 64 * 2**16])
+def test_the_sample_of_a_small_file_is_all_of_it(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(corpora, "BLOCK", 2**10)
+    size //= 2**6
+    content, path = random.Random(size).randbytes(size), tmp_path / "file"
+    path.write_bytes(content)
+    sample = corpora._sample(path)
+    for place in range(0, size, max(size // 100, 1)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        assert corpora._sample(path) != sample
+
+
+def test_of_a_large_file_the_sample_has_both_ends_and_blocks_between_and_is_read_in_no_time(tmp_path):
+    path = tmp_path / "file"
+    with path.open("wb") as file:
+        file.truncate(2**36)  # a hole: 64 GiB that are nowhere
+    begun, sample = time.perf_counter(), corpora._sample(path)
+    assert time.perf_counter() - begun < 1
+    for place in (0, (2**36 - corpora.BLOCK) * 40 // 63 + 5, 2**36 - 1):
+        with path.open("r+b") as file:
+            file.seek(place)
+            file.write(b"x")
+            file.flush()
+            assert corpora._sample(path) != sample
+            file.seek(place)
+            file.write(b"\0")
+
+
+def test_a_tokenizer_that_the_tokens_are_not_of_is_refused(library, tmp_path):
+    found = made(library, tmp_path)
+    (found.folder / "tokenizer.json").write_bytes(corpora.tokenizers.train(iter([b"some text"]), 300).saved())
+    with pytest.raises(
+        ValueError, match=r"tokenizer\.json is damaged \(it is not the tokenizer that the tokens are of"
+    ):
+        _ = found.tokenizer
+
+
+@pytest.mark.parametrize("size", [10**6, -1])
+def test_a_document_that_is_longer_than_its_file_is_refused(library, tmp_path, size):
+    found = made(library, tmp_path)
+    path = found.folder / "train.npz"
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays["sizes"][3] = size
+    np.savez(path, **arrays)
+    with pytest.raises(ValueError, match=r"train\.npz is damaged \(its documents have \d+ tokens .*, there are \d+\)"):
+        found.split("train")
 
 
 @pytest.mark.parametrize("name", ["document.npy", "first.npy", "files.json"])
@@ -209,6 +262,59 @@ def test_a_full_disk_is_said_and_what_was_prepared_is_used_when_there_is_room(li
     monkeypatch.setitem(corpora.STEPS, "read", lambda *given: read.append(given))
     assert made(library, tmp_path).manifest["splits"]["train"]["documents"] > 0
     assert read == []
+
+
+FULL_DISK = """
+import json, resource, sys
+from hashlib import sha256
+from pathlib import Path
+from workbench.config import Files, TextConfig
+from workbench.data.corpus import corpus
+
+def kept():
+    files = {str(p.relative_to(cache)): p for p in cache.rglob("*") if p.is_file()}
+    return {name: sha256(p.read_bytes()).hexdigest() for name, p in files.items() if "/done/" not in name}
+
+def attempt(size, work):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))  # no file grows past this
+    before, said = kept(), ""
+    try:
+        work()
+    except OSError as error:
+        said = str(error)
+    after = kept()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    told.append({"said": said, "before": before, "after": after})
+
+cache, told = Path(sys.argv[2]), []
+source = Files((sys.argv[1],), group="repo")
+other = corpus(TextConfig((source,), held_out=0.2), cache=cache)
+config = TextConfig((source,), tokenizer="bpe-300")
+for size in (100, 2000, 11_000, 14_000, 20_000):
+    attempt(size, lambda: corpus(config, cache=cache))
+attempt(100, lambda: other.rows("train", 32))
+print(json.dumps(told))
+"""
+
+
+def test_a_disk_that_is_full_at_any_step_is_said_and_what_was_there_stays(library, tmp_path):
+    """Files that may not grow past a size, larger each time, so that preparation ends at one step after another."""
+    command = [sys.executable, "-c", FULL_DISK, *library.sources[0].paths, str(tmp_path / "full")]
+    out = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
+    told = json.loads(out.stdout)
+    for each in told:
+        assert "it cannot be written (File too large); what was prepared is intact: free some space" in each["said"]
+        assert str(tmp_path / "full") in each["said"]
+        # What describes the preparation is written each time, with the same bytes; nothing half-written is left.
+        assert each["before"].items() <= each["after"].items()
+        assert not any(Path(name).name.startswith(".") for name in each["after"])
+    reached = [{Path(name).name.split("-")[0] for name in each["after"] if ".work/" in name} for each in told]
+    assert reached[0] == set() and {"content", "read", "kept.npz", "tokenizer.json", "encode"} <= reached[-2]
+    assert len({len(each["after"]) for each in told[:-1]}) > 3  # at several steps
+    for config in (TextConfig(library.sources, held_out=0.2), TextConfig(library.sources, tokenizer="bpe-300")):
+        one, other = (made(config, tmp_path / name) for name in ("full", "empty"))
+        assert whole(one.folder) == whole(other.folder) and one.folder.name == other.folder.name
+        assert all((a == b).all() for a, b in zip(one.rows("train", 32), other.rows("train", 32), strict=True))
 
 
 def test_an_unreadable_source_is_named_and_the_rest_of_the_work_is_kept(library, tmp_path):
@@ -273,6 +379,16 @@ def test_what_a_helper_raises_is_raised(library, tmp_path, monkeypatch):
         made(library, tmp_path)
 
 
+def test_what_a_helper_that_was_killed_left_undone_is_done_all_the_same(library, tmp_path, monkeypatch):
+    alone = whole(made(library, tmp_path / "alone").folder)
+    monkeypatch.setattr(corpora.documents, "PART", 1500)
+    monkeypatch.setattr(corpora, "ALONE", 0.0)
+    killed = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    monkeypatch.setattr(corpora, "_helpers", lambda *_: [subprocess.Popen(killed)])
+    helped = whole(made(library, tmp_path / "helped").folder)
+    assert {name for name in alone if helped[name] != alone[name]} == {"manifest.json"}  # it counts parts
+
+
 def test_two_processes_that_need_a_corpus_prepare_it_once(library, tmp_path):
     code = (
         "from workbench.data import corpus as c; from workbench.config import Files, TextConfig\n"
@@ -284,6 +400,42 @@ def test_two_processes_that_need_a_corpus_prepare_it_once(library, tmp_path):
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(2)]
     assert sum(process.communicate()[0].count(b"read") for process in both) == 2  # of two files
     assert all(process.returncode == 0 for process in both)
+
+
+@pytest.mark.parametrize("name", ["all.jsonl", "all.jsonl.gz", "all.jsonl.zst", "all.parquet"])
+def test_a_large_file_is_prepared_with_little_of_it_in_memory(tmp_path, monkeypatch, name):
+    """The most that Python holds in any step but the comparison, which maps what it compares from the disk."""
+    monkeypatch.setattr(corpora, "LOT", 2**16)
+    monkeypatch.setattr(corpora.documents, "BATCH", 10)
+    size, path = 2**14, tmp_path / name
+    rows = [{"text": random.Random(number).randbytes(size // 2).hex()} for number in range(600)]
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow.parquet").write_table(pytest.importorskip("pyarrow").Table.from_pylist(rows), path)
+    elif name.endswith("zst"):
+        path.write_bytes(pytest.importorskip("zstandard").compress(content))
+    else:
+        path.write_bytes(gzip.compress(content, 1) if name.endswith("gz") else content)
+    del rows, content
+    peaks = {}
+
+    def traced(step, work):
+        def run(*given):
+            tracemalloc.start()
+            try:
+                step(*given)
+                peaks[work] = tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+
+        return run
+
+    for work, step in list(corpora.STEPS.items()):
+        monkeypatch.setitem(corpora.STEPS, work, traced(step, work))
+    monkeypatch.setattr(corpora, "_finish", traced(corpora._finish, "finish"))
+    found = made(TextConfig((Files((str(path),)),)), tmp_path / "cache").manifest
+    assert sum(each["bytes"] for each in found["splits"].values()) == 600 * size
+    assert peaks.keys() == {"read", "encode", "finish"} and max(peaks.values()) < 600 * size / 3, peaks
 
 
 # ---- blends

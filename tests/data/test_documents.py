@@ -1,6 +1,8 @@
 import gzip
 import json
+import random
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -125,6 +127,74 @@ def test_a_file_that_is_cut_short_is_named(lines, tmp_path, name):
         everything(Files((str(tmp_path / name),)))
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
+def test_what_stands_before_a_broken_place_comes_first_and_the_error_tells_the_place(
+    lines, tmp_path, monkeypatch, name
+):
+    if name == "a.parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        monkeypatch.setattr(documents, "BATCH", 5)
+        parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / name, row_group_size=5, compression="snappy")
+        with parquet.ParquetFile(tmp_path / name) as file:
+            column = file.metadata.row_group(2).column(0)
+        broken, size = bytearray((tmp_path / name).read_bytes()), column.total_compressed_size
+        start = column.data_page_offset if column.dictionary_page_offset is None else column.dictionary_page_offset
+        broken[start : start + size] = bytes(size)
+    else:
+        broken = open(lines(name), "rb").read()[:-20]  # noqa: SIM115
+    (tmp_path / name).write_bytes(broken)
+    found = []
+    with pytest.raises(ValueError, match=name) as raised:
+        for part in parts((Files((str(tmp_path / name),)),)):
+            for document in read(part):
+                found.append(document.content.decode())
+    assert 0 < len(found) < 20 and found == [row["text"] for row in ROWS[: len(found)]]
+    place = sum(len(json.dumps(row)) + 1 for row in ROWS[: len(found)])
+    assert (f"at byte {place} is no JSON" if name == "a.jsonl" else f"after {len(found)} documents") in str(
+        raised.value
+    )
+
+
+def test_a_line_of_a_compressed_file_that_is_no_document_is_named_by_its_number(tmp_path):
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n\n{"text": \n'))
+    with pytest.raises(ValueError, match=r"a\.jsonl\.gz in line 3 is no JSON"):
+        everything(Files((str(tmp_path / "a.jsonl.gz"),)))
+
+
+def test_of_a_parquet_file_a_few_rows_are_in_memory_at_once_however_large_its_row_groups_are(tmp_path, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    monkeypatch.setattr(documents, "BATCH", 10)
+    monkeypatch.setattr(documents, "BUFFER", 2**16)
+    rng, size, path = random.Random(0), 2**13, tmp_path / "a.parquet"
+    table = pyarrow.Table.from_pylist([{"text": rng.randbytes(size // 2).hex()} for _ in range(2000)])
+    parquet.write_table(table, path, write_batch_size=16)  # in pages of 1 MiB, of which one at least is held
+    del table
+    assert parquet.read_metadata(path).num_row_groups == 1
+    before, most, total = pyarrow.total_allocated_bytes(), 0, 0
+    (part,) = parts((Files((str(path),)),))
+    for document in read(part):
+        most = max(most, pyarrow.total_allocated_bytes() - before)
+        total += len(document.content)
+    assert total == 2000 * size
+    assert 0 < most < total / 3
+
+
+@pytest.mark.parametrize(
+    ("target", "why"), [("nowhere", "No such file or directory"), ("/proc/self/mem", "Input/output error")]
+)
+def test_a_shard_that_cannot_be_read_is_named_and_never_left_out_in_silence(lines, tmp_path, target, why):
+    if target.startswith("/") and not Path(target).is_file():
+        pytest.skip(f"there is no {target} on this system")
+    lines("a.jsonl")
+    (tmp_path / "b.jsonl").symlink_to(target)
+    with pytest.raises(ValueError, match=rf"b\.jsonl cannot be read \({why}\); mend it, or leave it out"):
+        parts((Files((str(tmp_path / "*.jsonl"),)),))
+
+
 def test_a_glob_that_matches_nothing_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"none\*' matches no file"):
         parts((Files((str(tmp_path / "none*"),)),))
@@ -215,6 +285,19 @@ def test_megatron_files_that_are_not_what_they_say_are_refused(megatron, tmp_pat
         parts((Megatron(prefix, "bytes"),))
     with pytest.raises(ValueError, match=r"new\.idx is not there"):
         parts((Megatron(str(tmp_path / "new"), "bytes"),))
+
+
+@pytest.mark.parametrize(
+    ("size", "says"),
+    [(9, r"old\.bin is truncated: it has 12 bytes and old\.idx speaks of 24"), (-1, "do not follow one another")],
+)
+def test_a_document_that_is_longer_than_the_file_is_refused(megatron, tmp_path, size, says):
+    prefix = megatron([[as_bytes(b"one")], [as_bytes(b"two")]])
+    index = (tmp_path / "old.idx").read_bytes()
+    sizes = np.array([3, size], np.int32).tobytes()
+    (tmp_path / "old.idx").write_bytes(index[:34] + sizes + index[34 + len(sizes) :])
+    with pytest.raises(ValueError, match=says):
+        parts((Megatron(prefix, "bytes"),))
 
 
 def test_tokens_that_the_tokenizer_does_not_know_are_named(megatron):

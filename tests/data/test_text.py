@@ -1,16 +1,24 @@
+import contextlib
 import json
 import warnings
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from workbench.config import Packages, TextConfig, load_file
 from workbench.data import corpus
+from workbench.data.batches import Part
 from workbench.data.corpus import RANGES, split_of
 from workbench.data.digest import chain
-from workbench.data.documents import installed
+from workbench.data.documents import CARRIERS, installed, normalised, parts, read
 from workbench.data.packing import stages
 from workbench.data.text import TextStream
+from workbench.data.tokenizer import Bytes
+from workbench.evaluate.contamination import WORD, WORDS, overlapping
+from workbench.evaluate.suite import tasks
+from workbench.evaluate.tasks.item import TooShort
+from workbench.evaluate.tasks.phonebook import ORDERS, Phonebook
 
 # ---- what is in the corpus
 
@@ -206,6 +214,67 @@ def test_a_growing_batch_reads_the_same_stream(shelf):
         shelf.stream(batch=8, ramp=(2, 4, 20))
 
 
+def test_a_step_far_on_has_its_rows_without_any_step_before_it(shelf):
+    """Stages are as many as sizes; at the two ends of each the size is Megatron's for the rows read before."""
+    rows, increments = 10**12, 15
+    found = stages(4096, (256, 256, rows))
+    assert [stage.batch for stage in found] == list(range(256, 4097, 256))
+    for stage, after in pairwise(found):
+        ends = stage.rows(stage.step), stage.rows(after.step - 1)
+        assert ends[1].stop == after.row == after.rows(after.step).start
+        assert [256 * (1 + before.start * increments // rows) for before in ends] == [stage.batch] * 2
+    assert found[-1].rows(found[-1].step + 10**15).start == found[-1].row + 4096 * 10**15
+    growing, plain = shelf.stream(batch=8, ramp=(2, 3, 20)), shelf.stream(batch=1)
+    last, step = growing.stages[-1], 10**9
+    at = last.row + (step - last.step) * 8
+    one = np.concatenate([plain.batch(row)["targets"] for row in range(at, at + 8)])
+    assert (growing.batch(step)["targets"] == one).all()
+
+
+# ---- a process of several
+
+
+class Counted:
+    """An array that notes every stretch that is read of it."""
+
+    def __init__(self, array):
+        self.array, self.read = array, []
+
+    def __getitem__(self, stretch):
+        self.read.append(stretch)
+        return self.array[stretch]
+
+
+@pytest.mark.parametrize("ramp", [(), (4, 4, 30)])
+@pytest.mark.parametrize("of", [2, 4])
+def test_a_process_reads_its_rows_of_each_batch_and_no_others(shelf, ramp, of):
+    stream = shelf.stream(batch=12, ramp=ramp)
+    counted = Counted(stream.documents.tokens)
+    stream.documents = stream.documents._replace(tokens=counted)
+    sizes = set()
+    for step in (0, 3, 5, 20):
+        counted.read.clear()
+        whole = stream.batch(step)
+        read, sizes = list(counted.read), sizes | {len(whole["tokens"])}
+        counted.read.clear()
+        for low in range(of):
+            before = len(counted.read)
+            part = stream.part(step, Part(low, low + 1, of))
+            rows = slice(len(whole["tokens"]) * low // of, len(whole["tokens"]) * (low + 1) // of)
+            assert all((part[name] == whole[name][rows]).all() for name in whole) and part.keys() == whole.keys()
+            assert 0 < len(counted.read) - before < len(read)
+        assert counted.read == read  # the processes together read what one would: each its share
+    assert sizes == ({4, 8, 12} if ramp else {12})
+
+
+def test_several_parts_at_once_are_the_rows_of_all_of_them(shelf):
+    stream = shelf.stream(batch=12)
+    for name, array in stream.part(5, Part(1, 3, 4)).items():
+        assert (array == stream.batch(5)[name][3:9]).all()
+    with pytest.raises(ValueError, match=r"a batch of 12 rows cannot be divided into 5 parts; change data\.batch"):
+        stream.part(0, Part(0, 1, 5))
+
+
 # ---- what is kept
 
 
@@ -283,3 +352,37 @@ def test_real_packages_make_a_stream(tmp_path, contents):
         stream = TextStream(config, "test", cache=tmp_path)
     assert (installed("click").root / "click/core.py").read_bytes() in contents(stream)
     assert stream.documents.groups == ["click"]
+
+
+@pytest.fixture(scope="module")
+def asked():
+    """{task: what a few of its items ask and expect}, of each suite that needs no file and of both of the paper's
+    Phonebook prompts, at 20 entries."""
+    found = {}
+    for task in [*tasks(["phonebook", "recall", "ruler-small"]), *(Phonebook(order=order) for order in ORDERS)]:
+        with contextlib.suppress(TooShort):  # in bytes: a longer one of its kind is there
+            items = [task.item(index, Bytes()) for index in range(3)]
+            found[task.name] = [" ".join([item.prompt, *item.references]) for item in items]
+    return found
+
+
+def test_no_document_of_the_default_corpus_repeats_an_item_of_the_suites(root, asked):
+    """Of all splits, before repeats are dropped, so that the training documents are among them."""
+    packages = load_file(root / "experiments" / "phonebook.py").PACKAGES
+    assert not {normalised(name) for name in packages} & CARRIERS
+    assert {name.split("-")[0] for name in asked} == {"phonebook", "recall", "ruler"} and len(asked) > 20
+    found = [document for part in parts((Packages(packages),)) for document in read(part)]
+    texts = [document.content.decode() for document in found if not isinstance(document, str)]
+    items = [text for each in asked.values() for text in each]
+    assert overlapping(items, texts) == set()
+    shown = {index for index, text in enumerate(items) if len(WORD.findall(text)) >= WORDS}
+    assert len(shown) > 0.9 * len(items)  # shorter are some of recall's, of few pairs
+    assert overlapping(items, [f"{texts[0]}\n# {text}\n" for text in items]) == shown
+
+
+@pytest.mark.parametrize("name", ["phonebook", "ruler"])
+def test_the_source_of_a_task_would_be_found_by_its_template(root, asked, name):
+    source = (root / "workbench" / "evaluate" / "tasks" / f"{name}.py").read_text()
+    items = [(task, text) for task, each in asked.items() for text in each]
+    found = {items[index][0].split("-")[0] for index in overlapping([text for _, text in items], [source])}
+    assert found == {name}

@@ -4,12 +4,12 @@ What is in which split depends on the documents' bytes and groups alone, never o
 Preparation is in steps that each leave whole files behind, so that one that was killed goes on; several processes do
 the work of a large corpus. Its folder:
 
-    manifest.json     sources and their checksums, what was dropped, counts, and size and sha256 of every file below
+    manifest.json     sources and their checksums, what was dropped, counts, and size, sha256 and sample of every file
     tokenizer.json    what turned documents into tokens
     SPLIT.tokens      every document's boundary and tokens, one after another, little-endian uint16 or uint32
     SPLIT.lengths     bytes that each token stands for (uint16); not of the split train
     SPLIT.npz         documents: tokens, bytes, group, shelf, source; the groups' names
-    SPLIT.rows-256/   how documents lie in rows of 256 tokens, and files.json, the size and sha256 of each file of that;
+    SPLIT.rows-256/   how documents lie in rows of 256 tokens, and files.json, what a manifest has of each file of that;
                       made when such rows are first asked for, and not in the manifest
 """
 
@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -43,9 +43,11 @@ from workbench.record import cache_folder, write_json, writing
 
 RANGES = {"train": (0.0, 0.7), "select": (0.7, 0.85), "test": (0.85, 1.0)}  # of the range of the group's hash
 SPLITS = (*RANGES, "same")  # "same": documents of training groups that were held out
-FORMAT = 3
+FORMAT = 4
 ALONE = 3.0  # seconds after which more processes come to help
-SMALL = 64 * 1024**2  # bytes of a corpus whose checksums are looked at whenever it is opened
+SMALL = 64 * 1024**2  # bytes of a corpus of which all are checked whenever it is opened; of a larger one a sample
+BLOCK, BLOCKS = 64 * 1024, 64  # bytes of a block, and blocks of a file, that are its sample
+LOT = 4 * 1024**2  # bytes of documents that are encoded at once
 
 
 class Split(NamedTuple):
@@ -68,10 +70,14 @@ class Corpus:
 
     @functools.cached_property
     def tokenizer(self) -> tokenizers.Tokenizer:
-        return tokenizers.loaded((self.folder / "tokenizer.json").read_bytes())
+        path = self.folder / "tokenizer.json"
+        saved = path.read_bytes()
+        if sha256(saved).hexdigest() != self.manifest["tokenizer"]:
+            raise _damaged(path, "it is not the tokenizer that the tokens are of")
+        return tokenizers.loaded(saved)
 
     def split(self, name: str) -> Split:
-        """Raises ValueError for a split that is unknown, or that the corpus was prepared without."""
+        """Raises ValueError for a split that is unknown, or that the corpus was prepared without, or is damaged."""
         if name not in SPLITS:
             raise ValueError(f"split {name!r} is unknown; {nearest(name, SPLITS)}")
         counts = self.manifest["splits"].get(name)
@@ -82,6 +88,10 @@ class Corpus:
             found = {key: file[key] for key in ("sizes", "bytes", "group", "shelf", "source")}
             groups = file["groups"].tobytes().decode().split("\n")
         total = counts["tokens"] + counts["documents"]
+        sizes = found["sizes"]
+        if sizes.min() < 0 or sizes.sum() + len(sizes) != total:
+            wrong = f"its documents have {sizes.sum() + len(sizes)} tokens with their boundaries, there are {total}"
+            raise _damaged(Path(f"{path}.npz"), wrong)
         tokens = np.memmap(f"{path}.tokens", self.manifest["dtype"], "r", shape=(total,))
         lengths = None if name == "train" else np.memmap(f"{path}.lengths", "<u2", "r", shape=(total,))
         return Split(tokens, lengths, groups=groups, **found)
@@ -159,21 +169,33 @@ def _opened(place: Path) -> Corpus:
 
 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of each of the folder's files."""
+    """Size, sha256 and sample of each of the folder's files."""
     return {
-        path.name: {"bytes": path.stat().st_size, "sha256": documents.file_sha256(path)}
+        path.name: {"bytes": path.stat().st_size, "sha256": documents.file_sha256(path), "sample": _sample(path)}
         for path in sorted(folder.iterdir())
     }
 
 
+def _sample(path: Path) -> str:
+    """sha256 of blocks spread evenly over a file, its first and last bytes among them; of a small file of all."""
+    found = sha256()
+    last = max(path.stat().st_size - BLOCK, 0)
+    with path.open("rb") as file:
+        for number in range(BLOCKS):
+            file.seek(last * number // (BLOCKS - 1))
+            found.update(file.read(BLOCK))
+    return found.hexdigest()
+
+
 def _check(folder: Path, files: dict[str, dict[str, Any]], thorough: bool = True) -> None:
-    """Raises ValueError for a file that has another size, or when thorough another sha256, than was written."""
+    """Raises ValueError for a file of another size than was written or another sha256: of a sample if not thorough."""
     for name, each in files.items():
         path = folder / name
         found = path.stat().st_size if path.is_file() else "no"
         if found != each["bytes"]:
             raise _damaged(path, f"it has {found} bytes, {each['bytes']} were written")
-        if thorough and documents.file_sha256(path) != each["sha256"]:
+        same = documents.file_sha256(path) == each["sha256"] if thorough else _sample(path) == each["sample"]
+        if not same:
             raise _damaged(path, "its bytes are not those that were written")
 
 
@@ -209,7 +231,8 @@ def _prepare(place: Path, config: TextConfig, parts: list[documents.Part], key: 
     work = place.with_suffix(".work")
     with writing(work, ADVICE):
         work.mkdir(exist_ok=True)
-        _whole(work / "parts.pickle", pickle.dumps((parts, config)))
+        with _whole(work / "parts.pickle") as file:
+            pickle.dump((parts, config), file)
         _together(work, "read", len(parts))
         if not (work / "kept.npz").is_file():
             _choose(work, parts, config)
@@ -221,21 +244,27 @@ def _prepare(place: Path, config: TextConfig, parts: list[documents.Part], key: 
                 spoken = tokenizers.train(iter(bar), int(trained[1]))
             else:
                 spoken = tokenizers.named(config.tokenizer)
-            _whole(work / "tokenizer.json", spoken.saved())
+            with _whole(work / "tokenizer.json") as file:
+                file.write(spoken.saved())
         _together(work, "encode", len(parts))
         _finish(work, place, parts, key)
 
 
-def _whole(path: Path, content: bytes) -> None:
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which has its name once it is whole, and is gone if it could not be."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(content)
-    part.replace(path)
+    try:
+        with part.open("wb") as file:
+            yield file
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _save(path: Path, **arrays: np.ndarray) -> None:
-    part = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-    np.savez(part, **arrays)
-    part.replace(path)
+    with _whole(path) as file:
+        np.savez(file, **arrays)
 
 
 def _together(work: Path, do: str, count: int) -> None:
@@ -248,30 +277,24 @@ def _together(work: Path, do: str, count: int) -> None:
     with bar:
         try:
             for number in missing:
-                if _made(work, do, number).is_file():
-                    continue
-                if time.monotonic() - begun > ALONE and cores > 1 and len(missing) > 2:
+                if not helpers and time.monotonic() - begun > ALONE and cores > 1 and len(missing) > 2:
                     helpers = _helpers(work, do, cores)
-                    break
-                STEPS[do](work, number)
-                bar.update()
-            while any(helper.poll() is None for helper in helpers):
-                time.sleep(0.2)
-                bar.update(len(list(work.glob(f"{do}-*.npz"))) - bar.n)
-            for helper in helpers:
-                if helper.returncode:
-                    raise ValueError(helper.stderr.read().decode().strip().splitlines()[-1].partition(": ")[2])
+                    while any(helper.poll() is None for helper in helpers):
+                        time.sleep(0.2)
+                        bar.update(len(list(work.glob(f"{do}-*.npz"))) - bar.n)
+                if not _made(work, do, number).is_file():  # what a helper failed at fails here, and is raised
+                    STEPS[do](work, number)
+                    bar.update()
         finally:
             for helper in helpers:
                 helper.kill()
                 helper.wait()
-                helper.stderr.close()
 
 
 def _helpers(work: Path, do: str, cores: int) -> list[subprocess.Popen]:
     command = [sys.executable, "-m", "workbench.data.corpus", str(work), do]
     return [
-        subprocess.Popen([*command, str(index), str(cores)], stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        subprocess.Popen([*command, str(index), str(cores)], stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
         for index in range(cores)
     ]
 
@@ -288,18 +311,18 @@ def _parts(work: Path) -> tuple[list[documents.Part], TextConfig]:
 def _read(work: Path, number: int) -> None:
     """A part's documents: their bytes one after another, and what they are told apart by."""
     parts, _ = _parts(work)
-    content, sizes, groups, names, prints, dropped = bytearray(), [], [], [], [], Counter()
-    for document in documents.read(parts[number]):
-        if isinstance(document, str):
-            dropped[document] += 1
-            continue
-        content += document.content
-        sizes.append(len(document.content))
-        groups.append(document.group)
-        prints.append(duplicates.fingerprint(document.content))
-        # A package's file is known by its path; any other document by what it says, wherever it lies.
-        names.append(document.name if parts[number].kind == "package" else prints[-1].digest.hex())
-    _whole(work / f"content-{number:06}", bytes(content))
+    sizes, groups, names, prints, dropped = [], [], [], [], Counter()
+    with _whole(work / f"content-{number:06}") as content:
+        for document in documents.read(parts[number]):
+            if isinstance(document, str):
+                dropped[document] += 1
+                continue
+            content.write(document.content)
+            sizes.append(len(document.content))
+            groups.append(document.group)
+            prints.append(duplicates.fingerprint(document.content))
+            # A package's file is known by its path; any other document by what it says, wherever it lies.
+            names.append(document.name if parts[number].kind == "package" else prints[-1].digest.hex())
     _save(
         _made(work, "read", number),
         sizes=np.array(sizes, np.int64),
@@ -403,7 +426,7 @@ def _kept_documents(work: Path, count: int) -> Iterator[bytes]:
 
 
 def _encode(work: Path, number: int) -> None:
-    """A part's kept documents as tokens, by split."""
+    """A part's kept documents as tokens, a file a split, as many as LOT says in memory at once."""
     spoken = tokenizers.loaded((work / "tokenizer.json").read_bytes())
     with np.load(_made(work, "read", number)) as part:
         offsets = np.concatenate([[0], np.cumsum(part["sizes"])])
@@ -413,19 +436,31 @@ def _encode(work: Path, number: int) -> None:
     arrays: dict[str, np.ndarray] = {}
     for index, name in enumerate(SPLITS):
         mine = places[splits == index]
-        found = spoken.encode([content[offsets[at] : offsets[at + 1]].tobytes() for at in mine])
-        tokens = [np.concatenate([[spoken.boundary], each.ids]) for each in found]
-        lengths = [np.concatenate([[0], each.lengths]) for each in found]
-        arrays[f"{name}.tokens"] = _joined(tokens).astype(_dtype(spoken))
-        arrays[f"{name}.lengths"] = np.minimum(_joined(lengths), 2**16 - 1).astype("<u2")
-        arrays[f"{name}.sizes"] = np.array([len(each.ids) for each in found], np.int64)
         arrays[f"{name}.bytes"] = (offsets[mine + 1] - offsets[mine]).astype(np.int64)
+        lots = np.split(mine, np.flatnonzero(np.diff(np.cumsum(arrays[f"{name}.bytes"]) // LOT)) + 1)
+        sizes = []
+        with _whole(_tokens(work, number, name)) as tokens, _whole(_lengths(work, number, name)) as lengths:
+            for lot in lots:
+                for each in spoken.encode([content[offsets[at] : offsets[at + 1]].tobytes() for at in lot]):
+                    tokens.write(np.concatenate([[spoken.boundary], each.ids]).astype(_dtype(spoken)).tobytes())
+                    lengths.write(np.concatenate([[0], np.minimum(each.lengths, 2**16 - 1)]).astype("<u2").tobytes())
+                    sizes.append(len(each.ids))
+        arrays[f"{name}.sizes"] = np.array(sizes, np.int64)
         arrays[f"{name}.groups"] = _text([groups[at] for at in mine])
     _save(_made(work, "encode", number), **arrays)
 
 
-def _joined(arrays: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(arrays) if arrays else np.zeros(0, np.int64)
+def _tokens(work: Path, number: int, split: str) -> Path:
+    return work / f"encode-{number:06}.{split}.tokens"
+
+
+def _lengths(work: Path, number: int, split: str) -> Path:
+    return work / f"encode-{number:06}.{split}.lengths"
+
+
+def _append(path: Path, to: BinaryIO) -> None:
+    with path.open("rb") as file:
+        shutil.copyfileobj(file, to)
 
 
 def _dtype(spoken: tokenizers.Tokenizer) -> str:
@@ -453,9 +488,9 @@ def _finish(work: Path, place: Path, parts: list[documents.Part], key: str) -> N
                     count = len(file[f"{name}.sizes"])
                     if not count:
                         continue
-                    tokens.write(file[f"{name}.tokens"].tobytes())
+                    _append(_tokens(work, number, name), tokens)
                     if name != "train":
-                        lengths.write(file[f"{name}.lengths"].tobytes())
+                        _append(_lengths(work, number, name), lengths)
                     found["sizes"].append(file[f"{name}.sizes"])
                     found["bytes"].append(file[f"{name}.bytes"])
                     found["shelf"].append(np.full(count, shelves[part.shelf]))

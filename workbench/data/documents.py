@@ -28,6 +28,7 @@ from workbench.record import cache_folder
 SMALLEST, LARGEST = 256, 256 * 1024  # bytes of a package's file; smaller ones say nothing, larger are mostly generated
 PART = 64 * 1024**2  # bytes of a .jsonl file that are read at once
 ROWS = 10_000  # of a dataset that are read at once
+BATCH, BUFFER = 1000, 1024**2  # rows of a .parquet that are in memory at once; bytes of a compressed file
 REMEMBERED = 16 * 1024**2  # bytes of a file from which its checksum is remembered
 
 # What holds the prompts, templates or answers of evaluations must not be trained on.
@@ -79,10 +80,12 @@ def parts(sources: tuple[Any, ...], find: Callable[[str], Package] | None = None
 def read(part: Part) -> Iterator[Document | str]:
     """The documents of a part; for one that is left out, why: "small", "large" or "not UTF-8".
 
-    Raises ValueError that names the file for one that cannot be read, or not to its end.
+    Documents come as the file is read, which is never in memory as a whole. Raises ValueError that names the file for
+    one that cannot be read, or not to its end, after the documents before that place.
     """
+    count = 0
     try:
-        for document in _READ[part.kind](*part.where):
+        for count, document in enumerate(_READ[part.kind](*part.where), 1):  # noqa: B007
             if isinstance(document, Document) and not _is_utf8(document.content):
                 yield "not UTF-8"
             elif isinstance(document, Document) and not document.content:
@@ -95,7 +98,8 @@ def read(part: Part) -> Iterator[Document | str]:
             raise
         reason = str(error).splitlines()[0][:200] if str(error) else "no message"
         raise ValueError(
-            f"{name} cannot be read ({type(error).__name__}: {reason}); it may be cut short: mend it, or leave it out"
+            f"{name} cannot be read ({type(error).__name__}: {reason}; after {count} documents); "
+            "it may be cut short: mend it, or leave it out"
         ) from error
 
 
@@ -203,7 +207,7 @@ def _of_files(source: Files) -> list[Part]:
     for pattern in source.paths:
         base = Path(re.split(r"[*?\[]", pattern)[0])
         base = base if base.is_dir() else base.parent
-        matched = sorted(path for path in glob(pattern, recursive=True) if Path(path).is_file())
+        matched = sorted(p for p in glob(pattern, recursive=True) if Path(p).is_file() or not Path(p).exists())
         if not matched:
             raise ValueError(f"Files.paths: {pattern!r} matches no file (from {Path.cwd()})")
         found |= {path: str(base) for path in matched if path not in found}
@@ -211,7 +215,10 @@ def _of_files(source: Files) -> list[Part]:
         raise ValueError("Files.paths is empty; give files or globs, such as corpus/**/*.jsonl")
     each = []
     for path, base in sorted(found.items()):
-        size, checksum = Path(path).stat().st_size, _checksum(path)
+        try:
+            size, checksum = Path(path).stat().st_size, _checksum(path)
+        except OSError as error:  # no permission, a link to nothing, a bad disk
+            raise ValueError(f"{path} cannot be read ({error.strerror}); mend it, or leave it out") from error
         if path.endswith(LINES):
             cuts = range(0, max(size, 1), PART) if path.endswith(".jsonl") else [0]
             where = [("lines", (path, source.text, source.group, cut, min(cut + PART, size))) for cut in cuts]
@@ -260,29 +267,31 @@ def _document(content: bytes, group: str, name: str) -> Document:
 
 def _lines(path: str, text: str, group: str, begin: int, end: int) -> Iterator[Document]:
     """The lines that begin in [begin, end) of the file."""
+    plain = path.endswith(".jsonl")
     with _opened(path) as file:
         if begin:
             file.seek(begin - 1)
             file.readline()
-        at = file.tell() if path.endswith(".jsonl") else 0
+        at = file.tell() if plain else 0
         number = 0
-        while not path.endswith(".jsonl") or at < end:
+        while not plain or at < end:
             line = file.readline()
             if not line:
                 break
             if line.strip():
-                yield _row(_json(line, path, at), text, group, f"{path}:{at if end else number}")
+                value = _json(line, f"{path} at byte {at}" if plain else f"{path} in line {number + 1}")
+                yield _row(value, text, group, f"{path}:{at if end else number}")
             at += len(line)
             number += 1
 
 
-def _json(line: bytes, path: str, at: int) -> dict:
+def _json(line: bytes, place: str) -> dict:
     try:
         value = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"{path} at byte {at} is no JSON ({error}); mend the file, or leave it out") from None
+        raise ValueError(f"{place} is no JSON ({error}); mend the file, or leave it out") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path} at byte {at} holds a {type(value).__name__}; a line is an object with a text")
+        raise ValueError(f"{place} holds a {type(value).__name__}; a line is an object with a text")
     return value
 
 
@@ -302,7 +311,7 @@ def _opened(path: str) -> Any:
     if path.endswith(".gz"):
         return gzip.open(path, "rb")
     if path.endswith(".zst"):
-        return io.BufferedReader(_Zstandard(path), 1 << 20)
+        return io.BufferedReader(_Zstandard(path), BUFFER)
     return open(path, "rb")
 
 
@@ -342,13 +351,13 @@ class _Zstandard(io.RawIOBase):
 def _parquet(path: str, text: str, group: str) -> Iterator[Document]:
     from pyarrow.parquet import ParquetFile
 
-    with ParquetFile(path) as file:
+    with ParquetFile(path, pre_buffer=False, buffer_size=BUFFER) as file:  # else a row group is read at once
         columns = list(dict.fromkeys(filter(None, (text, group))))
         missing = [name for name in columns if name not in file.schema_arrow.names]
         if missing:
             raise ValueError(f"{path} has no column {missing[0]!r} (it has {', '.join(file.schema_arrow.names)})")
         number = 0
-        for batch in file.iter_batches(columns=columns):
+        for batch in file.iter_batches(BATCH, columns=columns):
             for row in batch.to_pylist():
                 yield _row(row, text, group, f"{path}:{number}")
                 number += 1

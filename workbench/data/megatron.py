@@ -41,7 +41,7 @@ def documents(prefix: str) -> tuple[np.ndarray, np.ndarray]:
     offsets = np.frombuffer(raw, "<i8", sequences, 34 + 4 * sequences)
     ends = np.frombuffer(raw, "<i8", bounds, 34 + 12 * sequences)
     starts = np.concatenate([[0], np.cumsum(sizes)])
-    if (offsets != starts[:-1] * dtype.itemsize).any():
+    if (sizes < 0).any() or (offsets != starts[:-1] * dtype.itemsize).any():
         raise ValueError(f"{index}: its sequences do not follow one another in {data}; such files are not read")
     if bounds == 0 or ends[0] != 0 or ends[-1] != sequences or (np.diff(ends) < 0).any():
         raise ValueError(f"{index}: its documents do not cover its {sequences} sequences")
