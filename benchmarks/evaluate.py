@@ -1,5 +1,7 @@
 """Times evaluating: prompts a second of Phonebook at 1k tokens and of 4-way multiple choice with 5 shots.
 
+And its memory: what loss by position in four documents of 32,768 tokens, side by side, needs beyond the model.
+
     python benchmarks/evaluate.py [--json FILE] [--quick]
 
 Three ways: beginnings that prompts share read once, each prompt read whole, both eight at a time; and one prompt after
@@ -23,6 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from workbench.config import PositionEvaluation
 from workbench.data.tokenizer import Bytes
 from workbench.evaluate.score import BATCH, Subject, generate_until, loglikelihood
 from workbench.evaluate.tasks.choices import Choices
@@ -48,6 +51,7 @@ def main() -> None:
     config = next(run.model for run in load("experiments/text.py").runs if run.arm == "hybrid")
     tokenizer = Bytes()
     subject = Subject(create(replace(config, vocabulary=tokenizer.vocabulary), 0), tokenizer)
+    memory = long_documents(subject)
     books = [Phonebook(length=1024, count=count).item(index, tokenizer) for index in range(count)]
     asked = Choices(QUESTIONS, "text", shots=5, count=count)
     questions = [asked.item(index, tokenizer) for index in range(len(asked))]
@@ -65,10 +69,32 @@ def main() -> None:
         "date": date.today().isoformat(),
         "machine": {"processor": processor(), "cores": cpus(), "load": os.getloadavg(), "jax": jax.__version__},
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(subject.model)),
+        "memory": memory,
         "measurements": rows,
     }
     if arguments.json:
         arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def long_documents(subject: Subject, length: int = 32_768, documents: int = 4) -> dict[str, float]:
+    """The peak of the process's memory while it evaluates, over what it had with the model alone (Linux)."""
+    run = next(run for run in load("experiments/text.py").runs if run.arm == "hybrid")
+    run = replace(run, model=subject.model.config, data=replace(run.data, tokenizer="bytes"))
+    evaluate = PositionEvaluation(length, documents).build(run)
+    jax.block_until_ready(jax.tree.leaves(subject.model))
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins here
+    before, begun = resident("VmRSS"), time.perf_counter()
+    evaluate(subject.model, "test")
+    found = {"tokens": length, "documents": documents, "seconds": time.perf_counter() - begun, "before_bytes": before}
+    found["beyond_bytes"] = resident("VmHWM") - before
+    print(f"{documents} documents of {length:,} tokens: {found['beyond_bytes'] / 1e9:.2f} GB beyond the model, "
+          f"{found['seconds']:.0f} s", flush=True)  # fmt: skip
+    return found
+
+
+def resident(name: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
+    return 1024 * int(line.split()[1])
 
 
 def timed(task: str, ask: Callable[..., list], items: list) -> list[dict[str, Any]]:
