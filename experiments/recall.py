@@ -9,7 +9,8 @@ Command:  workbench run experiments/recall.py                (default)
 Cost:     not measured yet.
 Answer:   none yet: neither tuned nor run.
 
-The arms are those of experiments/phonebook.py. Another kind of recall is an override: data.kind=copying, or induction.
+The arms are those of experiments/phonebook.py. Another kind of recall is an override: data.kind=copying, or
+induction, or, whose documents are longer, data.kind=trigrams data.length=97.
 
 Written down before any run:
 Expected: with 16 pairs (the most in training) all four recall 95% or more; with 64 the hybrid is ahead, Mamba-2 next,

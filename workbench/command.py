@@ -283,7 +283,11 @@ file is multiple choice, asked in three forms. Every item is kept as parquet in 
 what was answered is not asked again. Prints a line a task, in brackets where it cannot be told from chance, counts
 items that share 13 words in a row with the training corpus, draws curves and heat maps (length by depth) beside the
 items, and compares every other run with the first, item by item. Exit status 1 if a task failed: the others are
-unharmed, and what no prompt is short enough for with this tokenizer is left out.
+unharmed, and what no prompt is short enough for with this tokenizer is left out. Tables and figures go to wandb too
+(--wandb), in the group of the run's study, as a run in the study's folder.
+
+Prompts that are longer than a released model's positions allow are refused, with --suite and --lm-eval; --cut leaves
+off their beginning instead, and says of how many.
 
 With --lm-eval the tasks, metrics and errors are those of EleutherAI's lm-eval (needs the extra lm-eval, and what its
 tasks download); waleffe holds the twelve of the paper, waleffe_mmlu_5 the one with five examples.""",
@@ -293,6 +297,8 @@ tasks download); waleffe holds the twelve of the paper, waleffe_mmlu_5 the one w
     each.add_argument("--suite", help="suites and files of questions, with commas: phonebook,ruler-small,recall")
     each.add_argument("--lm-eval", metavar="TASKS", help="tasks of EleutherAI's lm-eval, with commas: waleffe,piqa")
     each.add_argument("--tasks", metavar="FOLDER", help="with --lm-eval: YAML files of further tasks")
+    each.add_argument("--cut", action="store_true", help="cut what is longer than a model's positions from the left")
+    each.add_argument("--wandb", choices=("online", "offline", "disabled"), default="offline", help="default: offline")
     each.add_argument("--split", choices=("select", "test"), default="test", help="default: test")
     each.add_argument("--step", type=_step, help="of a checkpoint, or best (on select); default: the last")
 
@@ -578,9 +584,9 @@ def _evaluate(given: argparse.Namespace) -> int:
     if not folders:
         raise ValueError("no run folder given; they are in a study's folder, such as runs/phonebook")
     if given.suite is not None:
-        return _suite(folders, given.suite, overrides, given.step)
+        return _suite(folders, given.suite, overrides, given.step, given.cut, given.wandb)
     if given.lm_eval is not None:
-        return _lm_eval(folders, given.lm_eval, overrides, given.step, given.tasks)
+        return _lm_eval(folders, given.lm_eval, overrides, given.step, given.tasks, given.cut)
     if given.text is not None:
         return _text(folders, given.text, overrides, given.step)
     from workbench.config import override
@@ -609,19 +615,20 @@ def _text(folders: list[str], files: str, overrides: list[str], step: int | str 
     return 0
 
 
-def _suite(folders: list[str], names: str, overrides: list[str], step: int | str | None) -> int:
+def _suite(folders: list[str], names: str, overrides: list[str], step: int | str | None, cut: bool, wandb: str) -> int:
     from workbench.evaluate import suite
     from workbench.evaluate.compare import against_first
     from workbench.evaluate.contamination import documents_of
     from workbench.evaluate.draw import draw
     from workbench.evaluate.score import subject
+    from workbench.train.track import log_suite
 
     tasks = suite.tasks([name.strip() for name in names.split(",") if name.strip()], overrides)
     kept, failed = {}, False
     for folder in folders:
         examined = subject(Path(folder), step)
         kept[folder] = place = suite.place(examined, folder)
-        results = suite.evaluate(examined, tasks, place, progress=sys.stderr.isatty())
+        results = suite.evaluate(examined, tasks, place, cut=cut, progress=sys.stderr.isatty())
         failed |= any("error" in found for found in results.values()) or all("left_out" in f for f in results.values())
         documents, why = documents_of(folder)
         if documents is not None:
@@ -629,14 +636,18 @@ def _suite(folders: list[str], names: str, overrides: list[str], step: int | str
         print(f"{folder}\n{suite.table(results)}\nitems: {place}", flush=True)
         if why:
             print(f"not scanned for overlap with the training corpus: {why}")
-        for path in draw(place):
+        figures = draw(place)
+        for path in figures:
             print(f"figure: {path}")
+        log_suite(Path(folder), place, wandb, results, figures)
     if len(kept) > 1:
         print("\n".join(against_first(kept, [task.name for task in tasks])))
     return 1 if failed else 0
 
 
-def _lm_eval(folders: list[str], names: str, overrides: list[str], step: int | str | None, tasks: str | None) -> int:
+def _lm_eval(
+    folders: list[str], names: str, overrides: list[str], step: int | str | None, tasks: str | None, cut: bool
+) -> int:
     from workbench.evaluate import harness, suite
     from workbench.evaluate.score import subject
 
@@ -645,7 +656,8 @@ def _lm_eval(folders: list[str], names: str, overrides: list[str], step: int | s
     for folder in folders:
         examined = subject(Path(folder), step)
         kept = suite.place(examined, folder) / "lm-eval"
-        results = harness.evaluate(examined, [name.strip() for name in names.split(",")], kept, tasks=tasks)
+        wanted = [name.strip() for name in names.split(",")]
+        results = harness.evaluate(examined, wanted, kept, tasks=tasks, cut=cut)
         print(f"{folder}\n{harness.table(results)}\nitems: {kept}", flush=True)
     return 0
 

@@ -300,6 +300,7 @@ class ModelConfig:
     tied: bool = False  # output head is the embedding's transpose
     dtype: str = "float32"  # of the computation; parameters are float32 or wider
     norm_epsilon: float = later(1e-5)
+    positions: int = later(0)  # tokens that it can read, as a released model says; 0 for any number
 
     def __post_init__(self):
         object.__setattr__(self, "symbols", {**default_symbols(), **self.symbols})
@@ -307,6 +308,8 @@ class ModelConfig:
         for name in ("width", "vocabulary"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} must be at least 1; got {getattr(self, name)}")
+        if self.positions < 0:
+            raise ValueError(f"model.positions is {self.positions}; give how many tokens it can read, or 0 for any")
         for name, choices in (("norm", NORMS), ("dtype", DTYPES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"model.{name} {getattr(self, name)!r}: {nearest(getattr(self, name), choices)}")
@@ -349,16 +352,17 @@ class PhonebookConfig:
         return 12 + self.names
 
 
-RECALL = ("mqar", "copying", "selective-copying", "induction")
+RECALL = ("mqar", "copying", "selective-copying", "induction", "trigrams")
+LOOKUPS = ("mqar", "trigrams")  # those with keys from half of the symbols, each with a value from the other half
 
 
 @dataclass(frozen=True)
 class RecallConfig:
-    """Pairs to look up, or symbols to copy, made by rule. See workbench.data.recall."""
+    """Pairs or trigrams to look up, or symbols to copy, made by rule. See workbench.data.recall."""
 
-    kind: str = "mqar"  # mqar, copying, selective-copying or induction
-    symbols: int = 64  # how many symbols there are; of mqar half are keys, half are values
-    sizes: tuple[int, ...] = (4, 8, 16)  # pairs or symbols of a document in training, each drawn equally often
+    kind: str = "mqar"  # of RECALL
+    symbols: int = 64  # how many there are; of mqar and trigrams one half stands in keys, the other in values
+    sizes: tuple[int, ...] = (4, 8, 16)  # what a document in training has to keep, each drawn equally often
     length: int = 96  # tokens a row; several documents are packed into a row
     batch: int = 16  # rows a step
     seed: int = 0  # of the data
@@ -373,16 +377,23 @@ class RecallConfig:
 
     def check(self, size: int) -> None:
         """Raises ValueError if there are no documents of this size."""
-        most = self.symbols // 2 if self.kind == "mqar" else math.inf
-        if self.symbols < 2 or not 1 <= size <= most:
+        if self.symbols < 2 or not 1 <= size <= self.most:
+            own = {
+                "mqar": ", and each pair has a key of its own among half of the symbols",
+                "trigrams": ", and each trigram begins with two symbols of its own among half of them",
+            }
             raise ValueError(
-                f"{self.kind} of size {size} with {self.symbols} symbols: a size is at least 1"
-                + (", and each pair has a key of its own among half of the symbols" if self.kind == "mqar" else "")
+                f"{self.kind} of size {size} with {self.symbols} symbols: a size is at least 1" + own.get(self.kind, "")
             )
+
+    @property
+    def most(self) -> int | float:
+        """The largest size: of what is looked up, how many keys there are."""
+        return {"mqar": self.symbols // 2, "trigrams": (self.symbols // 2) ** 2}.get(self.kind, math.inf)
 
     def answers(self, size: int) -> tuple[int, int]:
         """How many answers a document holds that do not follow from each other, and how many each could be."""
-        if self.kind == "mqar":
+        if self.kind in LOOKUPS:
             return size, self.symbols // 2
         return 1, self.symbols if self.kind == "induction" else self.symbols**size
 
@@ -490,7 +501,7 @@ class RecallEvaluation:
 
     sizes: tuple[int, ...] = (4, 8, 16, 32)  # past the trained ones too
     documents: int = 64  # of each size
-    queries: int = 8  # of mqar: pairs asked for in each document, spread evenly over depth
+    queries: int = 8  # of mqar and trigrams: asked for in each document, spread evenly over depth
 
     def build(self, run: RunConfig) -> Any:
         from workbench.evaluate.recall import evaluator

@@ -7,17 +7,17 @@ from workbench.config import RECALL, RecallConfig
 from workbench.data.digest import chain
 from workbench.data.recall import BLANK, BLANKS, MARK, PADDING, SYMBOL, documents, split_of
 from workbench.data.rule import SPLITS, within
+from workbench.study.experiment import load
 
-CONFIGS = [
-    RecallConfig(kind, symbols=12, sizes=(2, 3, 5), length=40 if kind == "selective-copying" else 26, batch=6)
-    for kind in RECALL
-]
+LENGTHS = {"selective-copying": 40, "trigrams": 40}
+CONFIGS = [RecallConfig(kind, symbols=12, sizes=(2, 3, 5), length=LENGTHS.get(kind, 26), batch=6) for kind in RECALL]
 EVERY = pytest.mark.parametrize("config", CONFIGS, ids=RECALL)
 GOLDEN = {  # of the first five batches
     "mqar": "93bd259156ddf425",
     "copying": "9679cf05e107c959",
     "selective-copying": "22f91b4f9fe829cd",
     "induction": "089f2d9316c35953",
+    "trigrams": "d67e42e7a698ac96",
 }
 
 
@@ -27,6 +27,10 @@ def answers(config, tokens):
         mark = tokens.index(MARK)
         book = dict(zip(tokens[:mark:2], tokens[1:mark:2], strict=True))
         return [(mark + 1 + 2 * i, [book[key]]) for i, key in enumerate(tokens[mark + 1 :: 2])]
+    if config.kind == "trigrams":
+        mark = tokens.index(MARK)
+        table = {tuple(tokens[at : at + 2]): tokens[at + 2] for at in range(0, mark, 3)}
+        return [(at + 1, [table[tuple(tokens[at : at + 2])]]) for at in range(mark + 1, len(tokens), 3)]
     if config.kind == "induction":
         first, last = (i for i, token in enumerate(tokens) if token == MARK)
         return [(last, [tokens[first + 1]])]
@@ -87,6 +91,21 @@ def test_keys_of_a_document_are_distinct_and_apart_from_values():
     assert asked.shape == found.shape == (500, 5, 1)
 
 
+def test_two_symbols_say_what_follows_them_and_neither_says_it_alone():
+    """All trigrams of a document, wherever they begin: two keys in a row are followed by one symbol only."""
+    config = RecallConfig("trigrams", symbols=64, sizes=(9, 16), length=100)
+    for size, few in ((9, 3), (16, 4)):
+        for document in documents(config, "train", size, 50, np.random.default_rng(1)).content[:, :-1].tolist():
+            keys, table = range(SYMBOL, SYMBOL + 32), {}
+            for *context, value in zip(document, document[1:], document[2:], strict=False):
+                if all(symbol in keys for symbol in context):
+                    table.setdefault(tuple(context), []).append(value)
+            assert len(table) == size and all(len(found) == 1 for found in table.values())
+            assert not any(value in keys for (value,) in table.values())
+            for place in (0, 1):
+                assert len({context[place] for context in table}) == few
+
+
 def test_symbols_stand_anywhere_among_the_blanks():
     content = documents(CONFIGS[2], "train", 5, 4000, np.random.default_rng(1)).content
     assert content.shape[1] == 5 * (1 + BLANKS) and ((content != BLANK).sum(axis=1) == 5).all()
@@ -138,7 +157,16 @@ def test_what_cannot_be_made_is_refused():
         RecallConfig("coping")
     with pytest.raises(ValueError, match="each pair has a key of its own"):
         RecallConfig("mqar", symbols=16, sizes=(9,))
+    with pytest.raises(ValueError, match="each trigram begins with two symbols of its own"):
+        RecallConfig("trigrams", symbols=7, sizes=(10,))
     with pytest.raises(ValueError, match=r"set data\.length=41 or more"):
         RecallConfig("copying", sizes=(20,), length=40).stream()
     with pytest.raises(ValueError, match="too few different documents for the test split"):
         documents(RecallConfig("copying", symbols=2, sizes=(1,)), "test", 1, 4, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("kind, length", [("copying", 21), ("induction", 21), ("trigrams", 25)])
+def test_another_kind_is_an_override_of_the_recall_study(root, kind, length):
+    for run in load(root / "experiments/recall.py", "tiny", [f"data.kind={kind}", f"data.length={length}"]).runs:
+        assert run.data.kind == kind and run.data.stream().batch(0)["weights"].any()
+        run.evaluation.build(run)

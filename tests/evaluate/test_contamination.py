@@ -1,6 +1,6 @@
 import numpy as np
 
-from workbench.evaluate.contamination import WORDS, overlapping
+from workbench.evaluate.contamination import WORDS, counted, overlapping
 
 WORDED = [f"w{i}" for i in range(40)]
 
@@ -29,3 +29,10 @@ def test_it_finds_what_comparing_everything_with_everything_finds():
     expected = {index for index, run in enumerate(runs) if run & read}
     assert 0 < len(expected) < 40
     assert overlapping(texts, documents) == expected
+
+
+def test_the_count_is_over_what_was_scanned_and_none_is_said_so():
+    results = {"a": {"items": 30, "overlapping": 2}, "b": {"items": 10, "overlapping": 0}, "c": {"left_out": "long"}}
+    assert counted(results) == "2 of 40 items share 13 words in a row with the training corpus."
+    assert counted({"c": {"items": 5}}, "its data is unknown").endswith("training corpus: its data is unknown")
+    assert counted({"c": {"left_out": "long"}}).startswith("No item was asked")

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from workbench.evaluate import suite
-from workbench.evaluate.draw import beside, curves, depth, draw, families, heat, positions
+from workbench.evaluate.draw import at_chance, beside, curves, depth, draw, families, heat, positions
+from workbench.record import write_json
 
 
 def row(item, right, tokens, **facts):
@@ -37,6 +39,22 @@ def test_a_heat_map_is_the_mean_at_each_depth_and_size(folder):
     assert np.isnan(heat(families(folder)["recall-copying"])).all()
 
 
+def test_cells_of_a_heat_map_where_chance_would_do_are_grey(folder):
+    """Four wrong answers may be chance's, of one in twenty; four right ones are not; one alone has no interval."""
+    found = families(folder)
+    for row in (row for rows in found["phonebook-standard"].values() for row in rows):
+        row["chance"] = 0.05
+    doubtful = np.array([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]], bool).T
+    np.testing.assert_array_equal(at_chance(found["phonebook-standard"]), doubtful)
+    (ax,) = depth(found).axes
+    _, grey = ax.images
+    np.testing.assert_array_equal(np.isnan(grey.get_array().filled(np.nan)), ~doubtful)
+    drawn = grey.to_rgba(grey.get_array())[doubtful]
+    assert len(np.unique(drawn, axis=0)) == 1 and np.ptp(drawn[0, :3]) < 0.05 and drawn[0, 3] == 1
+    alone = found["phonebook-standard"][8][:1]
+    assert not at_chance({8: alone}).any()
+
+
 def test_curves_go_through_every_size_and_grey_marks_chance(folder):
     found = families(folder)
     assert set(found) == {"phonebook-standard", "recall-copying"}
@@ -53,6 +71,21 @@ def test_curves_go_through_every_size_and_grey_marks_chance(folder):
 def test_figures_stand_beside_the_items_and_none_where_none_are(folder, tmp_path):
     assert [path.name for path in draw(folder)] == ["curves.png", "depth.png"]
     assert draw(tmp_path / "empty") == []
+
+
+def test_a_figure_says_how_many_items_overlap_the_training_corpus(folder, monkeypatch):
+    said = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: said.append(self.texts[-1].get_text()))
+    draw(folder)
+    write_json(
+        folder / "results.json", {"phonebook-standard-4": {"items": 20, "overlapping": 3}, "other": {"error": "x"}}
+    )
+    draw(folder)
+    assert (
+        said
+        == ["Not scanned for overlap with the training corpus."] * 2
+        + ["3 of 20 items share 13 words in a row with the training corpus."] * 2
+    )
 
 
 def test_models_stand_side_by_side_a_panel_a_family(folder):

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -89,6 +90,16 @@ def test_it_is_registered_under_our_name_and_refuses_what_it_would_pass_over(sub
     assert model.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, ("",), 0)]) == [0.0]
     with pytest.raises(ValueError, match="generation_kwargs hold 'num_beams'"):
         model.generate_until([Instance("generate_until", {}, ("a", {"num_beams": 4}), 0)])
+
+
+def test_what_is_longer_than_the_models_positions_is_cut_only_if_asked(subject):
+    config = replace(subject.model.config, positions=8)
+    limited = Subject(create(config, 0), Bytes())
+    asked = [Instance("loglikelihood", {}, ("Rome is in", " Italy"), 0)]
+    with pytest.raises(ValueError, match="positions allow 8"):
+        harness.Workbench(limited).loglikelihood(asked)
+    ((nats, _),) = harness.Workbench(limited, cut=True).loglikelihood(asked)
+    assert nats == pytest.approx(loglikelihood(limited, [asked[0].args], cut=True)[0].log_probability)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import json
 from collections import Counter
 
 import jax
@@ -96,6 +97,19 @@ def test_depth_shows_which_half_of_a_book_is_remembered(score):
         **{(8, place): float(place > 0.5) for place in (0.0, 0.29, 0.71, 1.0)},
     }
     assert all(share["mean"] == 0.5 for share in result["exact_match"].values())
+
+
+def test_the_items_are_kept_with_the_scores_and_say_which_question_was_right(score):
+    result = score(oracle(remembers=lambda place, entries: place >= entries // 2))
+    assert json.loads(json.dumps(result)) == result  # the scores alone are saved
+    rows = [row for row in result.rows if not row["removed"]]
+    assert len(rows) == sum(share["items"] for share in result["exact_match"].values())
+    assert all(row["right"] == [int(row["place"] >= row["entries"] // 2)] * 2 for row in rows)
+    for entries, books in result["per_book"].items():
+        for book, share in enumerate(books):
+            of_book = [all(row["right"]) for row in rows if (str(row["entries"]), row["book"]) == (entries, book)]
+            assert np.mean(of_book) == share
+    assert not any(all(row["right"]) for row in result.rows if row["removed"])
 
 
 def test_one_wrong_digit_spoils_the_match_and_half_the_digits(score):

@@ -81,6 +81,14 @@ def test_what_is_past_the_length_of_training_is_flagged_and_not_in_the_score(fou
     assert json.loads(json.dumps(found)) == found
 
 
+def test_the_bins_of_each_document_are_kept_with_the_scores(found):
+    for each in found["by_position"]:
+        rows = [row for row in found.rows if row["start"] == each["start"]]
+        nats, count = np.array([(row["nats"], row["bytes"]) for row in rows]).T
+        assert len({row["document"] for row in rows}) == 6 and count.sum() == each["bytes"]
+        assert nats.sum() / count.sum() / math.log(2) == pytest.approx(each["mean"])
+
+
 def test_every_document_that_is_long_enough_is_found_from_its_beginning():
     data = dataclasses.replace(RUN.data, length=600)
     source = data.stream("test")

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from workbench.config import (
+    LOOKUPS,
     RECALL,
     AttentionConfig,
     Mamba2Config,
@@ -40,13 +41,14 @@ def oracle(model, tokens, segments, asked, answers):
         for q in range(queries):
             first = int(asked[q, d, 0])
             if first != MARK:
-                pairs = dict(zip(kept[:-1:2], kept[1:-1:2], strict=True))
-                found = [pairs.get(first, -1)]
+                key = tuple(asked[q, d].tolist())
+                held = [tuple(kept[at : at + len(key) + 1]) for at in range(0, len(kept) - 1, len(key) + 1)]
+                found = [{each[:-1]: each[-1] for each in held}.get(key, -1)]
             elif MARK in kept:
                 found = [kept[kept.index(MARK) + 1]]
             else:
                 found = [token for token in kept if token != BLANK]
-            assert asked[q, d, 1:].tolist() == answers[q, d, :-1].tolist()
+            assert asked[q, d, asked.shape[-1] - size + 1 :].tolist() == answers[q, d, :-1].tolist()
             right[d, q] = [a == b for a, b in zip(found, answers[q, d].tolist(), strict=True)]
     return right
 
@@ -64,8 +66,11 @@ def test_looking_back_answers_everything_but_what_was_taken_out(kind, model, mon
     assert found["score"] == 1 and found["trained_entries"] == [2, 4]
     assert {size: share["mean"] for size, share in found["exact_match"].items()} == {"2": 1, "4": 1, "6": 1}
     removed = {size: (share["mean"], share["chance"]) for size, share in found["removed"].items()}
-    assert removed == ({"2": (0, 1 / 6), "4": (0, 1 / 6)} if kind == "mqar" else {})
-    assert bool(found["by_depth"]) == (kind == "mqar")
+    assert removed == ({"2": (0, 1 / 6), "4": (0, 1 / 6)} if kind in LOOKUPS else {})
+    assert bool(found["by_depth"]) == (kind in LOOKUPS)
+    rows = [row for row in found.rows if not row["removed"]]
+    assert len(rows) == sum(share["items"] for share in found["exact_match"].values())
+    assert all(all(row["right"]) and (row["place"] is None) == (kind not in LOOKUPS) for row in rows)
     assert found["baselines"]["4"].get("copy_any") == (None if "copying" in kind else 0.25)
 
 

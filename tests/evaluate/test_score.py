@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,10 @@ from workbench.config import AttentionConfig, Mamba2Config, ModelConfig
 from workbench.data import tokenizer as tokenizers
 from workbench.data.tokenizer import Bytes
 from workbench.evaluate import score as module
-from workbench.evaluate.score import Subject, generate_until, loglikelihood, loglikelihood_rolling
+from workbench.evaluate.score import Subject, beyond, generate_until, likelihoods, loglikelihood, loglikelihood_rolling
 from workbench.generate import encoded, generate
 from workbench.model.language_model import create
+from workbench.model.names import named, restored
 from workbench.train.loss import negative_log_likelihood
 
 SYMBOLS = {"M": Mamba2Config(state=4, head_dim=8), "*": AttentionConfig(heads=2)}
@@ -128,6 +131,55 @@ def test_generating_after_shared_beginnings_equals_generating_after_each_prompt(
     for prompt, one in zip(prompts, shared, strict=True):
         alone = generate(subject.model, encoded(Bytes(), [prompt]), 8, stop=[0]).tokens[0]
         np.testing.assert_array_equal(one.tokens[: len(alone)], alone)
+
+
+@pytest.fixture(scope="module")
+def limited(subject):
+    """The same weights, of a model that can read 16 tokens."""
+    config = replace(subject.model.config, positions=16)
+    return Subject(restored(create(config, 0), named(subject.model)), Bytes())
+
+
+def test_what_is_longer_than_the_models_positions_is_refused_with_what_to_do(subject, limited):
+    fits, longer = "a" * 15, "a" * 16  # of bytes, after the boundary
+    assert loglikelihood(limited, [(fits, "b")])[0][:1] == loglikelihood(subject, [(fits, "b")])[0][:1]
+    generate_until(limited, [fits[:-1]], [], 2)
+    says = r"question 1 \('aaaa.*b' at its end\) has 18 tokens.*positions allow 16: ask a shorter one, or leave .*--cut"
+    with pytest.raises(ValueError, match=says):
+        loglikelihood(limited, [(fits, "b"), (longer, "b")])
+    with pytest.raises(ValueError, match=r"question 0 .* has 18 tokens"):
+        loglikelihood_rolling(limited, [longer + "b"])
+    says = (
+        r"prompt 1 \('aaaa.*a' at its end\) has 17 tokens.*and 3 are to be generated.*allow 16: ask for fewer, give a"
+    )
+    with pytest.raises(ValueError, match=says):
+        generate_until(limited, ["a", longer], [], 3)
+    with pytest.raises(ValueError, match=r"has 2 tokens.*and 17 are to be generated.*allow 16: ask for fewer$"):
+        generate_until(limited, ["a"], [], 17, cut=True)
+    assert beyond(limited.model, 17) == beyond(subject.model, 10**9) == 0
+
+
+def test_what_is_cut_from_the_left_is_answered_like_its_end_alone(subject, limited):
+    context = "Rome is in Italy. Oslo is in"
+    (score,) = loglikelihood(limited, [(context, " Norway")], cut=True)
+    ids = encoded(Bytes(), [context + " Norway"])[0][-17:]
+    ((expected, _),) = likelihoods(subject.model, [ids], [10])
+    np.testing.assert_allclose(score.log_probabilities, expected, atol=1e-5)
+    assert score.cut and not loglikelihood(limited, [("Oslo is", " in")], cut=True)[0].cut
+    (written,) = generate_until(limited, [context], [], 4, cut=True)
+    alone = generate(subject.model, [encoded(Bytes(), [context])[0][-13:]], 4, stop=[0]).tokens[0]
+    np.testing.assert_array_equal(written.tokens[: len(alone)], alone)
+
+
+def test_a_longer_text_is_scored_in_pieces_each_token_once(subject, limited):
+    """lm-eval's windows: the first from the beginning, the last after as much as there is room for."""
+    text = "".join(chr(97 + place % 26) for place in range(40))
+    (score,) = loglikelihood_rolling(limited, [text], cut=True)
+    ids = encoded(Bytes(), [text])[0]
+    windows = [(0, 1, 17), (16, 17, 33), (24, 33, 41)]  # begin, first scored, end
+    found = likelihoods(subject.model, [ids[a:c] for a, _, c in windows], [b - a for a, b, _ in windows])
+    np.testing.assert_allclose(score.log_probabilities, np.concatenate([each for each, _ in found]), atol=1e-5)
+    assert score.tokens == 40 and score.cut
 
 
 def test_what_cannot_be_scored_is_refused(subject):

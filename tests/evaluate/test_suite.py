@@ -16,12 +16,15 @@ from workbench.evaluate import score as scores
 from workbench.evaluate.compare import against_first, compare, mcnemar, paired, sentences
 from workbench.evaluate.interval import clustered
 from workbench.evaluate.score import Subject, generate_until, loglikelihood
+from workbench.evaluate.tasks.choices import Choices
 from workbench.evaluate.tasks.item import Answer, Item
 from workbench.evaluate.tasks.phonebook import Phonebook
 from workbench.evaluate.tasks.recall import Recall
 from workbench.evaluate.tasks.ruler import Ruler
 from workbench.model.language_model import create
+from workbench.model.names import named, restored
 
+QUIET = ("--wandb", "disabled")
 SYMBOLS = {"M": Mamba2Config(state=4, head_dim=8), "*": AttentionConfig(heads=2)}
 
 
@@ -59,7 +62,7 @@ def asked(monkeypatch):
     """Prompts that an oracle was asked, which stands in for the model; it is right about even pairs."""
     prompts = []
 
-    def answers(subject, items, batch):
+    def answers(subject, items, batch, cut=False):
         prompts.extend(item.prompt for item in items)
         for item in items:
             yield {
@@ -94,10 +97,65 @@ def test_every_item_is_stored_with_what_was_asked_answered_and_found(subject, tm
         )
         assert row["completion"] == text.text and row["tokens_generated"] == len(text.tokens) <= 16
         assert row["prompt_tokens"] == len(item.prompt) + 1 and row["facts"] == item.facts
+        assert (row["trial"], row["perturbation"], row["cut"]) == (0, "", False) and row["seconds"] > 0
         np.testing.assert_allclose(row["log_probabilities"], [score.log_probability], atol=1e-4)
+        assert row["probability"] == pytest.approx(math.exp(score.log_probability), rel=1e-3)
         assert row["metrics"] == task.score(item, Answer(row["completion"], tuple(row["log_probabilities"])))
     assert (result["items"], result["clusters"]) == (2, 2)
     assert json.loads((tmp_path / "results.json").read_text())[task.name] == result
+
+
+def test_the_same_question_asked_in_other_ways_says_which_way_it_is(subject, asked, tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"question": "Which is warm?", "choices": ["fire", "ice"], "answer": 0}\n')
+    forms = suite.tasks([str(tmp_path / "q.jsonl")])
+    found = {task.name: task.perturbation for task in (*suite.tasks(["phonebook"], ["entries=4"]), *forms)}
+    assert found == {
+        "phonebook-standard-4": "standard",
+        "phonebook-reversed-4": "reversed",
+        **{f"q-{form}": form for form in ("letter", "text", "cloze")},
+    }
+    book = Phonebook(3, order="reversed", count=1)
+    suite.evaluate(subject, [replace(book, depths=(0.5,))], tmp_path)
+    assert suite.read_items(tmp_path / f"{book.name}.parquet")[0]["perturbation"] == "reversed"
+
+
+def test_the_answers_probability_is_its_share_of_several_choices_and_its_own_of_one():
+    several = Item("Q", (" b",), (" a", " b", " c"))
+    nats = [-1.0, -2.0, -800.0]
+    assert suite.probability(several, nats) == pytest.approx(math.exp(-2) / (math.exp(-1) + math.exp(-2)))
+    score = Choices("q.jsonl").score(several._replace(facts={"answer": 1}), Answer("", tuple(nats)))
+    assert score["probability"] == pytest.approx(suite.probability(several, nats))
+    assert suite.probability(Item("Q", ("b",), (" b",)), [-2.0]) == pytest.approx(math.exp(-2))
+    assert suite.probability(Item("Q", ("b",)), []) is None
+    assert suite.probability(several._replace(references=("b",)), nats) is None
+
+
+def test_items_that_were_kept_before_these_columns_are_read_and_not_asked_again(subject, asked, tmp_path):
+    new = ("trial", "perturbation", "cut", "probability")
+    suite.evaluate(subject, [Sums(8)], tmp_path)
+    rows = suite.read_items(tmp_path / "sums.parquet")
+    suite._write(tmp_path / "sums.parquet", [{name: row[name] for name in row if name not in new} for row in rows])
+    asked.clear()
+    assert suite.summary(suite.read_items(tmp_path / "sums.parquet"))["cut"] == 0
+    found = suite.evaluate(subject, [Sums(6)], tmp_path)["sums"]
+    assert not asked and found["items"] == 6
+    again = suite.read_items(tmp_path / "sums.parquet")
+    assert again[:6] == rows[:6] and len(again) == 8
+
+
+def test_a_task_beyond_the_models_positions_fails_alone_or_is_cut_and_says_so(subject, tmp_path):
+    """What was answered to a prompt without its beginning is no answer to the whole one."""
+    config = replace(subject.model.config, positions=64)
+    limited = Subject(restored(create(config, 0), named(subject.model)), Bytes())
+    short, longer = Recall("induction", 2, count=2), Recall("pairs", 8, count=2)
+    found = suite.evaluate(limited, [longer, short], tmp_path)
+    assert "positions allow 64" in found[longer.name]["error"] and found[short.name]["items"] == 2
+    found = suite.evaluate(limited, [longer, short], tmp_path, cut=True)
+    assert (found[longer.name]["cut"], found[short.name]["cut"]) == (2, 0)
+    assert suite.table(found).count("; 2 without the beginning, for the model's positions") == 1
+    assert all(row["cut"] for row in suite.read_items(tmp_path / f"{longer.name}.parquet"))
+    assert suite.evaluate(limited, [longer], tmp_path, cut=True)[longer.name] == found[longer.name]
+    assert "positions allow 64" in suite.evaluate(limited, [longer], tmp_path)[longer.name]["error"]
 
 
 def test_a_summary_is_clustered_and_held_against_chance(subject, asked, tmp_path):
@@ -139,7 +197,7 @@ def test_a_killed_evaluation_keeps_its_finished_items(subject, asked, tmp_path, 
     monkeypatch.setattr(suite, "LOT", 2)
     whole = suite._asked
 
-    def dies(subject, items, batch):
+    def dies(subject, items, batch, cut):
         if len(asked) >= 6:
             raise KeyboardInterrupt
         yield from whole(subject, items, batch)
@@ -315,18 +373,20 @@ def test_the_command_prints_a_line_a_task_and_compares_two_runs(subject, asked, 
     monkeypatch.setattr(contamination, "documents_of", lambda folder: (iter(["a b c"]), ""))
     (tmp_path / "bad.jsonl").write_text("{}\n")
     folders = [str(tmp_path / "a"), str(tmp_path / "b")]
-    assert main(["evaluate", *folders, "--suite", "sums"]) == 0
+    assert main(["evaluate", *folders, *QUIET, "--suite", "sums"]) == 0
     out = capsys.readouterr().out
     assert out.count("sums  exact (0.667 [") == 2 and out.splitlines()[-1].startswith("sums: exact 0.667 and 0.667")
     (kept,) = (tmp_path / "a" / "suite").iterdir()
     assert len(suite.read_items(kept / "sums.parquet")) == 6
-    assert main(["evaluate", folders[0], "count=2", "--suite", f"sums,{tmp_path}/bad.jsonl"]) == 1
+    assert main(["evaluate", folders[0], "count=2", *QUIET, "--suite", f"sums,{tmp_path}/bad.jsonl"]) == 1
     assert 'bad.jsonl, line 1 has no "question"' in capsys.readouterr().out
     monkeypatch.setattr(suite, "SUITES", {"sums": (Sums(6), Ruler("vt", 64)), "short": (Ruler("vt", 64),)})
-    assert main(["evaluate", folders[0], "--suite", "sums"]) == 0  # what is too short for this tokenizer is no failure
+    assert (
+        main(["evaluate", folders[0], *QUIET, "--suite", "sums"]) == 0
+    )  # what is too short for this tokenizer is no failure
     assert "ruler-vt-64  left out" in capsys.readouterr().out
-    assert main(["evaluate", folders[0], "--suite", "short"]) == 1
-    assert main(["evaluate", folders[0], "--suite", "sum"]) == 2
+    assert main(["evaluate", folders[0], *QUIET, "--suite", "short"]) == 1
+    assert main(["evaluate", folders[0], *QUIET, "--suite", "sum"]) == 2
     assert "no suite 'sum'; did you mean 'sums'" in capsys.readouterr().err
 
 

@@ -49,6 +49,7 @@ def test_bits_are_counted_per_byte_whatever_the_tokens_and_held_out_files_are_me
     )
     blank = jax.tree.map(lambda leaf: leaf * 0, create(run.model, 0))
     found = evaluator(run.evaluation, run)(blank, "test")
+    assert {row.get("split") for row in found.rows} == {None, "same"}
     for split, name in (("test", "bits_per_byte"), ("same", "same_groups")):
         documents = data.stream(split).documents
         assert found[name]["bytes"] == documents.bytes.sum() > documents.sizes.sum()
@@ -92,6 +93,14 @@ def test_packages_and_their_bytes_make_up_the_whole(model):
     assert sum(part["bytes"] for part in parts.values()) == whole["bytes"]
     assert sum(part["mean"] * part["bytes"] for part in parts.values()) == pytest.approx(whole["mean"] * whole["bytes"])
     assert whole["low"] < whole["mean"] < whole["high"]
+
+
+def test_documents_are_kept_with_the_scores_and_make_up_each_package(model):
+    result = evaluator(RUN.evaluation, RUN)(model, "test")
+    assert len({row["document"] for row in result.rows}) == len(result.rows) == result["bits_per_byte"]["documents"]
+    for name, part in result["by_group"].items():
+        nats, count = np.array([(row["nats"], row["bytes"]) for row in result.rows if row["group"] == name]).T
+        assert count.sum() == part["bytes"] and nats.sum() / count.sum() / math.log(2) == pytest.approx(part["mean"])
 
 
 def test_neither_seed_nor_batch_size_of_the_data_changes_what_is_read(model):

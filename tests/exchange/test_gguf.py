@@ -78,6 +78,7 @@ def test_a_gguf_file_gives_every_parameter_back_bit_for_bit(tmp_path, tied):
     assert (tokenizer, kind) == (None, "llama")
     assert back.config.norm_epsilon == pytest.approx(1e-6) and back.config.tied is tied
     assert back.config.symbols["*"].rotary_base == 500 and back.config.pattern == "*-*-"
+    assert back.config.positions == 99
     jax.tree.map(np.testing.assert_array_equal, named(back), named(model))
 
 

@@ -23,6 +23,7 @@ from workbench.config import (
 )
 from workbench.count import count
 from workbench.exchange import safetensors
+from workbench.exchange.families import family_of
 from workbench.exchange.huggingface import from_huggingface, to_huggingface
 from workbench.model.language_model import create
 from workbench.model.names import named
@@ -91,6 +92,27 @@ def test_the_families_have_what_differs_between_them():
         shapes = jax.tree.leaves(jax.eval_shape(lambda config=config: create(config, 0)))
         assert count(config).parameters == sum(leaf.size for leaf in shapes), family
         assert from_json(json.loads(json.dumps(to_json(config)))) == config
+
+
+def test_how_many_tokens_a_model_can_read_is_read_and_written_where_attention_has_positions(tmp_path):
+    """max_position_embeddings means nothing to recurrences and to NemotronH's attention, whose configs have it too."""
+    found = {}
+    for family in FAMILIES:
+        raw = json.loads((GOLDEN / family / "config.json").read_text())
+        found[family] = family_of(raw).read(raw).positions
+        if not family.startswith(("mamba", "nemotron_h")):
+            assert found[family] == raw["max_position_embeddings"]
+    assert (found["llama"], found["bamba"], found["nemotron_h"], found["mamba2"]) == (2048, 262_144, 0, 0)
+    raw = json.loads((GOLDEN / "bamba" / "config.json").read_text())
+    assert family_of(raw).read(raw | {"attn_layer_indices": []}).positions == 0
+    model = from_huggingface(GOLDEN / "llama").model
+    to_huggingface(model, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["max_position_embeddings"] == 2048
+    assert from_huggingface(tmp_path).model.config == model.config
+    with pytest.raises(ValueError, match=r"mamba2 .* cannot express positions: 64 -> 0"):
+        to_huggingface(jax.eval_shape(lambda: create(ModelConfig("M", 64, 100, positions=64), 0)), tmp_path)
+    with pytest.raises(ValueError, match=r"model.positions is -1; give how many tokens it can read, or 0 for any"):
+        ModelConfig("M", 64, 100, positions=-1)
 
 
 def test_configs_that_were_hashed_before_these_fields_keep_their_hashes():

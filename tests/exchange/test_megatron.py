@@ -44,8 +44,9 @@ GPT = {
 }
 ARGUMENTS = {
     "nemotron_h": HYBRID,
-    "nemotron": GPT | {"apply_layernorm_1p": True, "rotary_percent": 0.5, "squared_relu": True},
-    "llama": GPT | {"swiglu": True},
+    "nemotron": GPT
+    | {"apply_layernorm_1p": True, "rotary_percent": 0.5, "squared_relu": True, "max_position_embeddings": 4096},
+    "llama": GPT | {"swiglu": True, "max_position_embeddings": 2048},
 }
 
 

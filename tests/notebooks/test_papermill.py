@@ -167,6 +167,7 @@ def test_phone_books_in_text_are_asked_for_once_and_compared(root, texts, tmp_pa
     path = root / "notebooks" / "phonebook.ipynb"
     executed = run_notebook(path, tmp_path / "one.ipynb", given)
     assert len(pictures(executed)) == 5 and "failed" not in said(executed)
+    assert said(executed).count("of 40 items share 13 words in a row with the training corpus") == 2
     kept = {path: read_items(path) for path in texts.glob("*/suite/*/*.parquet")}
     assert len(kept) == 8
     again = run_notebook(path, tmp_path / "two.ipynb", given)
@@ -177,11 +178,12 @@ def test_phone_books_in_text_are_asked_for_once_and_compared(root, texts, tmp_pa
 
 def test_long_contexts_are_evaluated_by_task_and_by_position(root, texts, tmp_path):
     given = {
-        "runs": [str(texts / "text-*")], "lengths": [256], "count": 2,
+        "runs": [str(texts / "text-*")], "lengths": [512], "count": 2,
         "positions": 512, "documents": 4,
     }  # fmt: skip
     executed = run_notebook(root / "notebooks" / "long_context.ipynb", tmp_path / "long.ipynb", given)
     assert len(pictures(executed)) == 4
+    assert said(executed).count("of 10 items share 13 words in a row with the training corpus") == 2
     assert "bits per byte in the first 16 tokens" in said(executed) and "further than it was trained" in said(executed)
     assert len(list(texts.glob("*/positions/*-4x512.json"))) == 2
 

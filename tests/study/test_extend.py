@@ -78,6 +78,19 @@ def without_time(result):
 # ---- the new run
 
 
+def test_a_limit_of_what_the_model_can_read_rises_to_the_length_that_it_is_trained_at(tmp_path):
+    """A higher one stays, and a model without one stays without."""
+    run = a_run()
+    limited = dataclasses.replace(run, model=dataclasses.replace(run.model, positions=24))
+    assert extended(run, 32, steps=1, batch=3).model.positions == 0
+    assert extended(limited, 32, steps=1, batch=3).model.positions == 32
+    wide = dataclasses.replace(run, model=dataclasses.replace(run.model, positions=64))
+    assert extended(wide, 32, steps=1, batch=3).model.positions == 64
+    train(limited, tmp_path / limited.name, evaluators(limited), **QUIET)
+    place, _ = extend(tmp_path / limited.name, length=32, steps=1, **QUIET)
+    assert load_model(place)[1].config.positions == 32
+
+
 def test_its_first_loss_is_its_parents_and_its_schedule_begins_anew(trained):
     """With the higher rotary base, which changes no weight."""
     run = from_json(json.loads((trained.place / "config.json").read_text()))
@@ -198,7 +211,7 @@ def test_another_model_or_other_weights_than_asked_for_are_refused(trained, tmp_
     model = dataclasses.replace(run.model, symbols={**run.model.symbols, "-": wider})
     parent = dataclasses.replace(run.parent, weights_hash="1" * 64)
     for changed, says in (
-        (dataclasses.replace(run, model=model), "another model: symbols.-.hidden: 16 -> 24; only rotary_base may"),
+        (dataclasses.replace(run, model=model), "another model: symbols.-.hidden: 16 -> 24; only rotary_base and"),
         (dataclasses.replace(run, parent=parent), "and not 111111111111, as parent has it"),
     ):
         with pytest.raises(ValueError, match=says):

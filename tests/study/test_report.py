@@ -330,6 +330,7 @@ def test_the_dashed_line_of_capacity_is_the_most_that_any_state_can_answer(troub
 def test_what_a_document_holds_is_counted_in_answers_that_do_not_follow_from_each_other():
     assert PhonebookConfig(digits=3).answers(8) == (8, 1000)
     assert RecallConfig("mqar", symbols=64).answers(16) == (16, 32)
+    assert RecallConfig("trigrams", symbols=64).answers(16) == (16, 32)
     assert RecallConfig("copying", symbols=16).answers(4) == (1, 16**4)
     assert RecallConfig("induction", symbols=16).answers(4) == (1, 16)
 

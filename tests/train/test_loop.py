@@ -10,6 +10,7 @@ import pytest
 
 from workbench.config import to_json
 from workbench.data.digest import chain
+from workbench.evaluate.items import Scored
 from workbench.model.names import named
 from workbench.train import loop
 from workbench.train.checkpoint import load_model
@@ -64,6 +65,14 @@ def test_resuming_with_other_evaluations_changes_no_weight_and_no_curve(run, who
     assert result["run"] == run.name and result["digest"] == whole.result["digest"]  # it is the run that it was
     with pytest.raises(ValueError, match=r"belongs to another config; first difference: .*log_every"):
         train(replace(run, evaluate_every=3, log_every=2), tmp_path)
+
+
+def test_items_of_the_test_are_kept_beside_the_result_and_not_in_it(run, whole, evaluator, rows, tmp_path):
+    items = [{"item": 0, "right": True}, {"item": 1, "right": False}]
+    scored = {"toy": lambda model, split: Scored(evaluator(model, split), items)}
+    loop.train(run, tmp_path, scored, progress=False, wandb="disabled")
+    assert rows(tmp_path / "items" / "toy.jsonl") == items
+    assert json.loads((tmp_path / "result.json").read_text())["evaluation"] == whole.result["evaluation"]
 
 
 def test_a_run_killed_while_it_is_evaluated_at_the_end_trains_no_step_again(run, whole, evaluator, tmp_path):

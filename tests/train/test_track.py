@@ -71,6 +71,40 @@ def test_a_studys_figures_and_page_are_one_more_run_of_its_group(records, tmp_pa
     assert json.loads(table.read_text())["data"] == [["mamba", "97.0 %"]]
 
 
+def test_a_suites_tables_and_figures_are_one_more_run_of_its_runs_group(records, tmp_path):
+    """In the study's folder, so that a run that is resumed after its suite still finds its own id alone."""
+    from matplotlib import pyplot as plt
+
+    from workbench.train.track import log_suite
+
+    run = tmp_path / "toys-small-s3-1a2b3c4d"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps({"study": "toys", "arm": "small", "seed": 3}))
+    figure, _ = plt.subplots()
+    figure.savefig(run / "curves.png")
+    metrics = {"exact": {"mean": 0.5, "low": 0.25, "high": 0.75}, "nats": {"mean": -2.0, "low": None, "high": None}}
+    results = {
+        "recall": {"items": 8, "at_chance": False, "metrics": metrics},
+        "vt": {"error": "positions allow 64"},
+        "niah": {"left_out": "too short"},
+    }
+    log_suite(run, run / "suite" / "5e6f7a8b", "offline", results, [run / "curves.png"])
+    (about,) = (record["run"] for record in records(tmp_path) if record["type"] == "run")
+    assert (about["run_group"], about["job_type"], about["display_name"]) == ("toys", "suite", "small-s3")
+    media = {path.suffix for path in (tmp_path / "wandb").glob("offline-run-*/files/media/**/*") if path.is_file()}
+    assert media == {".png", ".json"} and not (run / "wandb").exists()
+    tables = [
+        json.loads(path.read_text()) for path in (tmp_path / "wandb").glob("offline-run-*/files/media/table/**/*.json")
+    ]
+    found = {table["data"][0][0]: table for table in tables}
+    assert found["recall"]["columns"] == ["task", "metric", "mean", "low", "high", "items", "at chance"]
+    assert found["recall"]["data"] == [
+        ["recall", "exact", 0.5, 0.25, 0.75, 8, False],
+        ["recall", "nats", -2.0, None, None, 8, None],
+    ]
+    assert found["vt"]["data"] == [["vt", "positions allow 64"], ["niah", "too short"]] and len(tables) == 2
+
+
 def test_disabled_leaves_no_trace(whole):
     assert not (whole.folder / "wandb").exists()
 

@@ -1,23 +1,27 @@
 """Recall by rule: something to keep in mind, then questions about it, where only the answers are learned.
 
     mqar               k v k v ... |  k v  k v ...     multi-query associative recall: each key's value
+    trigrams           a b v a c w |  a c w  a b v     in-context n-grams: what follows two symbols, and neither alone
     copying            a b c       |  a b c
     selective-copying  . a . . b c |  a b c            blanks are passed over
     induction          a b | c d   |  c                what followed the mark before
 
 Everything is drawn anew for each document, and a hash of what is to be kept puts each document in one split, so that no
 document that is tested was ever trained on. Sources: Arora et al. 2023, arXiv:2312.04927 (whose queries stand among
-filler; here they follow each other, drawn with replacement, each with its answer); Jelassi et al. 2024,
-arXiv:2402.01032; Gu & Dao 2023, arXiv:2312.00752, section 4.1.
+filler; here they follow each other, drawn with replacement, each with its answer); Akyürek et al. 2024,
+arXiv:2401.12973, for n-grams of a language of the document's own (whose languages are random automata; here a table of
+what follows each two symbols, with one right answer); Jelassi et al. 2024, arXiv:2402.01032; Gu & Dao 2023,
+arXiv:2312.00752, section 4.1.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
-from workbench.config import RecallConfig
+from workbench.config import LOOKUPS, RecallConfig
 from workbench.data import rule
 
 PADDING, MARK, BLANK, SYMBOL = 0, 1, 2, 3  # ids: padding, the mark, a blank, then the symbols
@@ -34,7 +38,7 @@ class Documents(NamedTuple):
 
 
 def documents(config: RecallConfig, split: str, size: int, count: int, rng: np.random.Generator) -> Documents:
-    """`count` documents of `size` pairs, or symbols, that fall in the split.
+    """`count` documents of `size` pairs, trigrams or symbols, that fall in the split.
 
     Raises ValueError if there are too few different ones.
     """
@@ -61,14 +65,15 @@ def split_of(content: np.ndarray) -> np.ndarray:
 
 def _drawn(config: RecallConfig, size: int, count: int, rng: np.random.Generator) -> Documents:
     mark = np.full((count, 1), MARK, np.int32)
-    if config.kind == "mqar":
+    if config.kind in LOOKUPS:
+        keys = _keys(config, size, count, rng)
         half = config.symbols // 2
-        keys = np.argsort(rng.random((count, half)), axis=1)[:, :size]
-        pairs = np.stack([keys, half + rng.integers(0, half, keys.shape)], axis=-1).astype(np.int32) + SYMBOL
+        values = half + rng.integers(0, half, (count, size, 1))
+        held = np.concatenate([keys, values], axis=-1).astype(np.int32) + SYMBOL
         order = rng.integers(0, size, (count, size))
-        queries = np.take_along_axis(pairs, order[..., None], axis=1)
-        content = np.concatenate([pairs.reshape(count, -1), mark], axis=1)
-        return Documents(content, queries[..., :1], queries[..., 1:])
+        queries = np.take_along_axis(held, order[..., None], axis=1)
+        content = np.concatenate([held.reshape(count, -1), mark], axis=1)
+        return Documents(content, queries[..., :-1], queries[..., -1:])
     symbols = rng.integers(SYMBOL, SYMBOL + config.symbols, (count, size)).astype(np.int32)
     if config.kind == "copying":
         return Documents(symbols, mark[:, None], symbols[:, None].copy())
@@ -82,6 +87,17 @@ def _drawn(config: RecallConfig, size: int, count: int, rng: np.random.Generator
     content = np.full((count, size + 1), MARK, np.int32)
     np.put_along_axis(content, np.arange(size)[None] + after, symbols, axis=1)
     return Documents(content, mark[:, None], np.take_along_axis(symbols, place, axis=1)[:, None])
+
+
+def _keys(config: RecallConfig, size: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Distinct keys [count, size, 1 or 2] from half of the symbols; of trigrams most of all pairs of a few of these."""
+    symbols = np.argsort(rng.random((count, config.symbols // 2)), axis=1)
+    if config.kind == "mqar":
+        return symbols[:, :size, None]
+    few = math.isqrt(size - 1) + 1
+    pairs = np.argsort(rng.random((count, few**2)), axis=1)[:, :size]
+    places = np.stack([pairs // few, pairs % few], axis=-1)
+    return np.take_along_axis(symbols, places.reshape(count, -1), axis=1).reshape(places.shape)
 
 
 class RecallStream:

@@ -7,8 +7,9 @@ Words are runs of letters and digits in lower case. Source: Brown et al. 2020, a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,6 +64,17 @@ def documents_of(folder: Path | str) -> tuple[Iterator[str] | None, str]:
         return training_documents(corpus(data)), ""
     except (ValueError, OSError) as error:
         return None, str(error)
+
+
+def counted(results: Mapping[str, Mapping[str, Any]], why: str = "") -> str:
+    """What a suite's results, once scanned, say in a sentence; why: what kept them from being scanned."""
+    if results and not any("items" in found for found in results.values()):
+        return "No item was asked that could overlap the training corpus."
+    scanned = [found for found in results.values() if "overlapping" in found]
+    if not scanned:
+        return "Not scanned for overlap with the training corpus" + (f": {why}" if why else ".")
+    items, hits = (sum(found[name] for found in scanned) for name in ("items", "overlapping"))
+    return f"{hits} of {items:,} items share {WORDS} words in a row with the training corpus."
 
 
 def training_documents(corpus: Corpus) -> Iterator[str]:

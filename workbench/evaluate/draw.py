@@ -1,28 +1,32 @@
 """Figures of a suite's items: scores against the length of the prompts, and by length and depth (heat maps).
 
 Drawn from the items that are kept, of every evaluation of the checkpoint so far. A score that cannot be told from
-chance is hollow and grey.
+chance is hollow and grey, in a heat map grey.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from workbench.evaluate.contamination import counted
 from workbench.evaluate.suite import read_items, summary
+from workbench.record import read_json
 
 SIZED = re.compile(r"(.+)-(\d+)(?:-tokens)?")  # a task's name: what grows, and how large it is
 COLOURS = style.library["tableau-colorblind10"]["axes.prop_cycle"].by_key()["color"]
 MARKERS = "os^DvPX*"
 APART = 1.3  # times one number beside an axis, the next
+GREY, LIGHT = "#8a9097", "#d5d9de"  # of what cannot be told from chance; of a heat map's cell
 DEPTHS = 5  # rows of a heat map: depth rounded to quarters
 
 Items = list[dict[str, Any]]
@@ -39,11 +43,16 @@ def families(folder: Path | str) -> dict[str, dict[int, Items]]:
 
 
 def draw(folder: Path | str) -> list[Path]:
-    """Writes curves.png and depth.png beside the items, as far as there are items to draw; returns what it wrote."""
+    """Writes curves.png and depth.png beside the items, as far as there are items to draw; returns what it wrote.
+
+    Below them: how many of the folder's items overlap the training corpus.
+    """
     folder, found = Path(folder), families(folder)
+    overlap = counted(read_json(folder / "results.json") or {})
     written = []
     for name, figure in (("curves", curves(found)), ("depth", depth(found))):
         if figure is not None:
+            figure.supxlabel(overlap, fontsize=7, color=GREY)
             written.append(folder / f"{name}.png")
             figure.savefig(written[-1], dpi=130)
     return written
@@ -142,9 +151,7 @@ def positions(found: Mapping[str, dict[str, Any]]) -> Figure:
     ax.set(xlabel="position in the document, tokens", ylabel="bits per byte")
     _along(ax, ticks)
     ax.axvspan(ax.get_xlim()[0], trained, color="#eef1f4", zorder=0, linewidth=0)
-    ax.annotate(
-        " past training", (trained, 1), xycoords=("data", "axes fraction"), fontsize=8, color="#8a9097", va="top"
-    )
+    ax.annotate(" past training", (trained, 1), xycoords=("data", "axes fraction"), fontsize=8, color=GREY, va="top")
     ax.legend(fontsize=8.5, frameon=False)
     return figure
 
@@ -156,7 +163,7 @@ def _curve(ax: Axes, places: list[float], scores: list[dict[str, Any]], index: i
     ax.plot(places, [100 * v["mean"] for v in values], color=colour, linewidth=1.6)
     for at, value, score in zip(places, values, scores, strict=True):
         seen = not score["at_chance"]
-        shade = colour if seen else "#8a9097"
+        shade = colour if seen else GREY
         if value["low"] is not None:
             ax.plot([at, at], [100 * value["low"], 100 * value["high"]], color=shade, linewidth=1, alpha=0.7)
         ax.plot(at, 100 * value["mean"], marker, color=shade, markerfacecolor=shade if seen else "white")
@@ -179,7 +186,7 @@ def _along(ax: Axes, ticks: set[int]) -> None:
 def depth(found: dict[str, dict[int, Items]]) -> Figure | None:
     """A heat map for each family whose items say how deep in the prompt the answer stands: its first metric in %.
 
-    None where no items do.
+    Cells are grey where chance would do. None where no items do.
     """
     maps = {family: heat(sizes) for family, sizes in found.items()}
     maps = {family: each for family, each in maps.items() if not np.isnan(each).all()}
@@ -190,12 +197,14 @@ def depth(found: dict[str, dict[int, Items]]) -> Figure | None:
     figure = Figure(figsize=(4.2 * across, 2.9 * down), layout="constrained", facecolor="white")
     axes = figure.subplots(down, across, squeeze=False).flat
     for ax, (family, values) in zip(axes, maps.items()):  # noqa: B905
+        sizes = found[family]
+        grey = at_chance(sizes)
         ax.imshow(100 * values, aspect="auto", cmap="viridis", vmin=0, vmax=100)
+        ax.imshow(np.where(grey, 0, np.nan), aspect="auto", cmap=ListedColormap([LIGHT]))
         for (row, column), value in np.ndenumerate(values):
             if not np.isnan(value):
                 ax.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=8,
-                        color="black" if value > 0.6 else "white")  # fmt: skip
-        sizes = found[family]
+                        color="black" if grey[row, column] or value > 0.6 else "white")  # fmt: skip
         ax.set_xticks(
             range(len(sizes)), [f"{size:,}\n{_tokens(rows):,.0f}" for size, rows in sizes.items()], fontsize=7
         )
@@ -211,17 +220,28 @@ def depth(found: dict[str, dict[int, Items]]) -> Figure | None:
 def heat(sizes: dict[int, Items]) -> np.ndarray:
     """Mean of the first metric [depths, sizes], depth 0 at the top; NaN where none is asked."""
     values = np.full((DEPTHS, len(sizes)), np.nan)
-    for column, rows in enumerate(sizes.values()):
-        places = [(row["facts"] or {}).get("depth") for row in rows]
-        for band in range(DEPTHS):
-            inside = [
-                next(iter(row["metrics"].values()))
-                for row, place in zip(rows, places, strict=True)
-                if place is not None and round(place * (DEPTHS - 1)) == band
-            ]
-            if inside:
-                values[band, column] = np.mean(inside)
+    for cell, rows in _cells(sizes):
+        values[cell] = np.mean([next(iter(row["metrics"].values())) for row in rows])
     return values
+
+
+def at_chance(sizes: dict[int, Items]) -> np.ndarray:
+    """Where the first metric's interval holds chance [depths, sizes]; not where one item gives no interval."""
+    found = np.zeros((DEPTHS, len(sizes)), bool)
+    for cell, rows in _cells(sizes):
+        found[cell] = bool(summary(rows)["at_chance"])
+    return found
+
+
+def _cells(sizes: dict[int, Items]) -> Iterator[tuple[tuple[int, int], Items]]:
+    """The items of each cell (depth, size) that has some."""
+    for column, rows in enumerate(sizes.values()):
+        bands: dict[int, Items] = {}
+        for row in rows:
+            place = (row["facts"] or {}).get("depth")
+            if place is not None:
+                bands.setdefault(round(place * (DEPTHS - 1)), []).append(row)
+        yield from (((band, column), inside) for band, inside in bands.items())
 
 
 def _tokens(rows: Items) -> float:

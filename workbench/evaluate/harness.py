@@ -42,21 +42,25 @@ class Workbench(LM):
         run: Path | str | Subject,
         step: int | Literal["best"] | None = None,
         batch_size: int | str | None = None,
+        cut: bool = False,
         **unused: Any,
     ):
-        """unused: lm-eval's own max_batch_size and device, which mean nothing here."""
+        """cut: cut prompts that are longer than the model's positions from the left, as lm-eval's own models do.
+
+        unused: lm-eval's own max_batch_size and device, which mean nothing here.
+        """
         super().__init__()
         self.subject = run if isinstance(run, Subject) else subject(run, step)
-        self.batch = int(batch_size) if str(batch_size or "").isdigit() else BATCH
+        self.how = {"batch": int(batch_size) if str(batch_size or "").isdigit() else BATCH, "cut": cut}
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        scores = loglikelihood(self.subject, [each.args for each in requests], batch=self.batch)
+        scores = loglikelihood(self.subject, [each.args for each in requests], **self.how)
         return self._kept("loglikelihood", requests, [(score.log_probability, score.greedy) for score in scores])
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """An empty text has nothing to score: 0 nats."""
         texts = [text for (text,) in (each.args for each in requests)]
-        found = iter(loglikelihood_rolling(self.subject, [text for text in texts if text], batch=self.batch))
+        found = iter(loglikelihood_rolling(self.subject, [text for text in texts if text], **self.how))
         nats = [next(found).log_probability if text else 0.0 for text in texts]
         return self._kept("loglikelihood_rolling", requests, nats)
 
@@ -68,7 +72,7 @@ class Workbench(LM):
         texts = [""] * len(requests)
         for (stop, tokens, sampling), lot in kinds.items():
             prompts = [requests[index].args[0] for index in lot]
-            given = generate_until(self.subject, prompts, stop, tokens, sampling=sampling, batch=self.batch)
+            given = generate_until(self.subject, prompts, stop, tokens, sampling=sampling, **self.how)
             for index, completion in zip(lot, given, strict=True):
                 texts[index] = completion.text
         return self._kept("generate_until", requests, texts)
@@ -107,17 +111,19 @@ def evaluate(
     defaults: bool = True,
     limit: int | None = None,
     batch: int = BATCH,
+    cut: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """lm-eval's results by task, each name in a call of its own; kept in `folder`, with every item as a line of JSON.
 
     tasks: a folder of task files, whose names go before lm-eval's own. defaults: know lm-eval's own at all, which takes
-    seconds. Raises ValueError for a name that no task, group or tag has.
+    seconds. cut: prompts that are longer than the model's positions, which are refused otherwise.
+    Raises ValueError for a name that no task, group or tag has.
     """
     manager = TaskManager(include_path=[str(OURS), *([str(tasks)] if tasks else [])], include_defaults=defaults)
     unknown = next((name for name in names if name not in manager.all_tasks), None)
     if unknown is not None:
         raise ValueError(f"lm-eval has no task {unknown!r}; {nearest(unknown, manager.all_tasks)}")
-    model, results = Workbench(subject, batch_size=batch), {}
+    model, results = Workbench(subject, batch_size=batch, cut=cut), {}
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         found = simple_evaluate(model, tasks=[name], task_manager=manager, limit=limit, bootstrap_iters=1000)

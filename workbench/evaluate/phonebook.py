@@ -15,6 +15,7 @@ import numpy as np
 from workbench.config import PhonebookConfig, PhonebookEvaluation, RunConfig
 from workbench.data import phonebook
 from workbench.evaluate.interval import clustered
+from workbench.evaluate.items import Scored
 from workbench.model.language_model import LanguageModel
 
 SEED = 20240612  # of the items: the same books for every arm, seed and step
@@ -92,14 +93,15 @@ def answer(model, tokens, segments, asked, answers):
     return jnp.moveaxis(jax.lax.map(ask, (asked, answers)), 0, 1)
 
 
-def scores(trained: Sequence[int], right: dict, baselines: dict[str, dict[str, float]], chance: float) -> dict:
+def scores(trained: Sequence[int], right: dict, baselines: dict[str, dict[str, float]], chance: float) -> Scored:
     """Exact match and digit accuracy by entry count with 95% intervals clustered by book, by depth, and baselines.
 
     right: by (entries, removed), which digits are right [books, queries, digits] and the queries' depth.
 
     score: mean exact match over the book sizes that were trained on, what the "best" checkpoint goes by; tuning goes
     by the mean over all sizes. digit_accuracy: each digit after the right ones before it. removed: the control, on
-    test alone: exact match where the asked-for entry was taken out, which must fall to chance.
+    test alone: exact match where the asked-for entry was taken out, which must fall to chance. Rows: a question each,
+    with the place that it asks for, None where it asks for no single one, and which of the answer's tokens are right.
     """
     known = [digits for (k, removed), (digits, _) in right.items() if k in trained and not removed]
     score = float(np.mean([digits.all(axis=-1).mean() for digits in known])) if known else 0.0
@@ -122,7 +124,22 @@ def scores(trained: Sequence[int], right: dict, baselines: dict[str, dict[str, f
         for column, place in enumerate(depth):
             at = {"entries": k, "depth": float(place / max(k - 1, 1))}
             out["by_depth"].append(at | _share(whole[:, column]))
-    return out
+    return Scored(out, _rows(right))
+
+
+def _rows(right: dict) -> list[dict]:
+    return [
+        {
+            "entries": k,
+            "removed": removed,
+            "book": book,
+            "question": question,
+            "place": int(depth[question]) if len(depth) else None,
+            "right": digits[book, question].astype(int).tolist(),
+        }
+        for (k, removed), (digits, depth) in right.items()
+        for book, question in np.ndindex(digits.shape[:2])
+    ]
 
 
 def _share(right: np.ndarray) -> dict[str, float | int]:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from workbench.config import PositionEvaluation, RunConfig, TextConfig
 from workbench.data.text import TextStream
+from workbench.evaluate.items import Scored
 from workbench.evaluate.text import bits_per_byte, gathered, spread, summary
 from workbench.model.language_model import LanguageModel, ModelState
 from workbench.model.names import named, weights_hash
@@ -34,7 +35,7 @@ def evaluator(config: PositionEvaluation, run: RunConfig) -> Callable[[LanguageM
     their own order, each from its beginning: the same for every seed and arm. Bins of positions double in width;
     one that ends past the run's length is `extrapolated`. score and bits_per_byte are of all positions that are not.
     A document is read stretch by stretch, each from the state that the one before left, so that memory grows with the
-    length as the model's state does: not at all for a recurrence, linearly for attention.
+    length as the model's state does: not at all for a recurrence, linearly for attention. Rows: a bin of a document.
     Raises ValueError if the run's data is not text, or fewer than two documents are long enough.
     """
     if not isinstance(run.data, TextConfig):
@@ -60,20 +61,21 @@ def evaluator(config: PositionEvaluation, run: RunConfig) -> Callable[[LanguageM
                 "and an interval needs 2; make it shorter, or add text"
             )
         rows = rows[spread(len(rows), config.documents)]
-        nats, count, group = [], [], []
+        nats, count, number = [], [], []
         for start in range(0, len(rows), ROWS):
             read = source.read(rows[start : start + ROWS])
             loss = _nats(model, read.batch, min(ROWS, len(rows)))
             nats.append(np.add.reduceat(loss, edges[:-1], axis=1))
             count.append(np.add.reduceat(read.bytes.astype(np.int64), edges[:-1], axis=1))
-            group.append(source.documents.group[read.documents[:, 0]])
-        nats, count, group = map(np.concatenate, (nats, count, group))
-        group, names = gathered(group, source.documents.groups)
+            number.append(read.documents[:, 0])
+        nats, count, number = map(np.concatenate, (nats, count, number))
+        own = source.documents.group[number]
+        group, names = gathered(own, source.documents.groups)
         seen = edges[1:] <= max(run.data.length, edges[1])
         within = nats[:, seen].sum(axis=1), count[:, seen].sum(axis=1)
         bits = bits_per_byte(*within, group)
         masks = {names[number]: group == number for number in np.unique(group)}
-        return {
+        scores = {
             "score": -bits["mean"],
             "bits_per_byte": bits,
             "by_group": {name: summary(*(each[mask] for each in within)) for name, mask in sorted(masks.items())},
@@ -83,6 +85,18 @@ def evaluator(config: PositionEvaluation, run: RunConfig) -> Callable[[LanguageM
                 for i, (start, end) in enumerate(pairwise(edges))
             ],
         }
+        rows = [
+            {
+                "document": int(number[row]),
+                "group": source.documents.groups[own[row]],
+                "start": int(edges[i]),
+                "end": int(edges[i + 1]),
+                "bytes": int(count[row, i]),
+                "nats": float(nats[row, i]),
+            }
+            for row, i in np.ndindex(nats.shape)
+        ]
+        return Scored(scores, rows)
 
     return evaluate
 

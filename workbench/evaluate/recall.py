@@ -1,4 +1,4 @@
-"""Exact match on unseen documents of a recall task, by size and, where one place is asked for, by depth.
+"""Exact match on unseen documents of a recall task, by size and, of what is looked up, by depth.
 
 What is to be kept is read once and each question is asked from the state after it, as in workbench.evaluate.phonebook.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from workbench.config import RecallConfig, RecallEvaluation, RunConfig
+from workbench.config import LOOKUPS, RecallConfig, RecallEvaluation, RunConfig
 from workbench.data import recall, rule
 from workbench.evaluate import phonebook
 from workbench.model.language_model import LanguageModel
@@ -38,8 +38,8 @@ def evaluator(config: RecallEvaluation, run: RunConfig) -> Callable[[LanguageMod
     def evaluate(model: LanguageModel, split: str) -> dict:
         half = data.symbols // 2
         exams = [(size, False) for size in config.sizes]
-        if data.kind == "mqar" and split == "test":
-            exams += [(size, True) for size in config.sizes if size in data.sizes and size < half]
+        if data.kind in LOOKUPS and split == "test":
+            exams += [(size, True) for size in config.sizes if size in data.sizes and size < data.most]
         papers = [questions(config, data, split, *exam) for exam in exams]
         longest = max(content.shape[1] for content, *_ in papers)
         right = {}
@@ -48,7 +48,7 @@ def evaluator(config: RecallEvaluation, run: RunConfig) -> Callable[[LanguageMod
             segments = np.pad(np.ones_like(content), missing)
             given = phonebook.answer(model, np.pad(content, missing), segments, asked, answers)
             right[exam] = (np.asarray(given), depth)
-        chance = {"mqar": 1 / half, "induction": 1 / data.symbols}.get(data.kind)
+        chance = (dict.fromkeys(LOOKUPS, 1 / half) | {"induction": 1 / data.symbols}).get(data.kind)
         baselines = {
             str(size): {"copy_any": 1 / size, "constant": chance} if chance else {"constant": data.symbols**-size}
             for size in config.sizes
@@ -63,18 +63,17 @@ def questions(config: RecallEvaluation, data: RecallConfig, split: str, size: in
 
     content [documents, T]. asked [queries, documents, L]: the question and all of its answer but the last token.
     answers [queries, documents, d]. depth [queries]: places that are asked for,
-    of pairs alone. With `removed`, of pairs, the asked-for
-    ones have been taken out.
+    of what is looked up alone. With `removed`, what is asked for has been taken out.
     """
     rng = np.random.Generator(np.random.Philox(key=[SEED, 10 * size + list(rule.SPLITS).index(split)]))
-    extra = min(config.queries, data.symbols // 2 - size) if removed else 0
+    extra = min(config.queries, data.most - size) if removed else 0
     content, asked, answers = recall.documents(data, split, size + extra, config.documents, rng)
     depth = np.zeros(0, int)
-    if data.kind == "mqar":  # each pair at most once, spread evenly over depth
-        pairs = content[:, :-1].reshape(config.documents, size + extra, 2)
-        content = np.concatenate([pairs[:, :size].reshape(config.documents, -1), content[:, -1:]], axis=1)
+    if data.kind in LOOKUPS:  # each at most once, spread evenly over depth
+        held = content[:, :-1].reshape(config.documents, size + extra, -1)
+        content = np.concatenate([held[:, :size].reshape(config.documents, -1), content[:, -1:]], axis=1)
         places = size + np.arange(extra) if removed else np.linspace(0, size - 1, config.queries).round().astype(int)
         depth = np.unique(places)
-        asked, answers = pairs[:, depth, :1], pairs[:, depth, 1:]
+        asked, answers = held[:, depth, :-1], held[:, depth, -1:]
     asked = np.concatenate([asked, answers[..., :-1]], axis=-1)
     return content, asked.transpose(1, 0, 2), answers.transpose(1, 0, 2), depth

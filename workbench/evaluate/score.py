@@ -6,6 +6,9 @@
 
 What many prompts begin with (worked examples, a phone book) is read once and branched from. Rows are apart, so that
 neither the batch nor the order of the questions changes an answer, but for rounding.
+
+Of a model with a limit (ModelConfig.positions), prompts beyond it are refused, or cut from the left if that is asked
+for (`cut`), the boundary with the rest. All tokens count but the last, which is not read.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from workbench.train.checkpoint import load_model
 
 BATCH = 8  # prompts that are read at a time
 WORTH = 128  # tokens that reading a shared beginning once must save
+SHOWN = 40  # letters of a prompt that is refused
+CUT = "leave off its beginning with cut=True (workbench evaluate --cut)"
 
 
 class Subject(NamedTuple):
@@ -62,7 +67,8 @@ class Score(NamedTuple):
     """log_probability: of the continuation, in nats. greedy: whether greedy decoding would have written it.
 
     tokens, bytes: of the continuation. straddles: whether a token has bytes of both context and continuation, in which
-    case it counts as the continuation's. log_probabilities: of each of its tokens.
+    case it counts as the continuation's. log_probabilities: of each of its tokens. cut: whether some were not scored
+    after all of what stands before them.
     """
 
     log_probability: float
@@ -71,6 +77,7 @@ class Score(NamedTuple):
     bytes: int
     straddles: bool
     log_probabilities: np.ndarray
+    cut: bool
 
 
 def loglikelihood(
@@ -79,40 +86,83 @@ def loglikelihood(
     *,
     batch: int = BATCH,
     share: bool = True,
+    cut: bool = False,
     progress: bool | str = False,
 ) -> list[Score]:
-    """Of each (context, continuation), in their order. They are encoded together, then cut where the context ends.
+    """Of each (context, continuation), in their order. They are encoded together, then parted where the context ends.
 
     The context begins a document and may be empty. share: read what questions begin with once; off to see what it
-    saves. Raises ValueError for an empty continuation.
+    saves. cut: of one that is longer than the model's positions leave off the beginning; a continuation that is longer
+    by itself is scored in pieces, each token once, each piece after as much before it as they allow.
+    Raises ValueError for an empty continuation and, without `cut`, for a question that is longer.
     """
     subject.check()
     joined = subject.tokenizer.encode([(context + continuation).encode() for context, continuation in questions])
-    texts, cuts, straddles = [], [], []
+    room = subject.model.config.positions
+    texts, starts, straddles = [], [], []
     for index, ((context, continuation), each) in enumerate(zip(questions, joined, strict=True)):
         if not continuation:
             raise ValueError(f"question {index} has an empty continuation: nothing to score")
         ends = np.cumsum(each.lengths)
-        cut = int(np.searchsorted(ends, len(context.encode()), side="right"))
+        place = int(np.searchsorted(ends, len(context.encode()), side="right"))
         texts.append(np.concatenate([[subject.tokenizer.boundary], each.ids]))
-        cuts.append(1 + cut)
-        straddles.append(bool(len(context.encode()) > (ends[cut - 1] if cut else 0)))
-    found = likelihoods(subject.model, texts, cuts, batch=batch, share=share, progress=progress)
-    return [
-        Score(
-            float(chance.sum(dtype=np.float64)), bool(likeliest.all()), len(chance), len(continuation.encode()), *rest
-        )
-        for (_, continuation), (chance, likeliest), *rest in zip(
-            questions, found, straddles, (chance for chance, _ in found), strict=True
-        )
+        starts.append(1 + place)
+        straddles.append(bool(len(context.encode()) > (ends[place - 1] if place else 0)))
+        if not cut and beyond(subject.model, len(texts[-1])):
+            raise ValueError(
+                f"question {index} ({(context + continuation)[-SHOWN:]!r} at its end) has {len(texts[-1])} tokens with "
+                f"its boundary, {len(texts[-1]) - 1} to be read; the model's positions allow {room}: "
+                f"ask a shorter one, or {CUT}"
+            )
+    pieces = [
+        (index, *piece)
+        for index, (text, start) in enumerate(zip(texts, starts, strict=True))
+        for piece in _pieces(len(text), start, room)
     ]
+    given = likelihoods(
+        subject.model,
+        [texts[index][begin:end] for index, begin, _, end in pieces],
+        [first - begin for _, begin, first, _ in pieces],
+        batch=batch,
+        share=share,
+        progress=progress,
+    )
+    found: list[list[Likelihood]] = [[] for _ in texts]
+    for (index, *_), each in zip(pieces, given, strict=True):
+        found[index].append(each)
+    scores = []
+    for (_, continuation), text, parts, straddle in zip(questions, texts, found, straddles, strict=True):
+        chance, likeliest = (np.concatenate(each) for each in zip(*parts, strict=True))
+        total, whole = float(chance.sum(dtype=np.float64)), bool(likeliest.all())
+        size, was_cut = len(continuation.encode()), beyond(subject.model, len(text)) > 0
+        scores.append(Score(total, whole, len(chance), size, straddle, chance, was_cut))
+    return scores
+
+
+def beyond(model: LanguageModel, tokens: int) -> int:
+    """By how many tokens a text of so many is longer than the model's positions allow; its last one is not read."""
+    return max(tokens - 1 - model.config.positions, 0) if model.config.positions else 0
+
+
+def _pieces(size: int, start: int, room: int) -> list[tuple[int, int, int]]:
+    """(begin, first scored, end) of what is read of a text to score its tokens from `start` on once.
+
+    Each piece has at most room + 1 tokens, as many as there are before its end.
+    """
+    if not room:
+        return [(0, start, size)]
+    ends = [*range(start + room, size, room), size]
+    return [(max(end - room - 1, 0), first, end) for first, end in pairwise([start, *ends])]
 
 
 def loglikelihood_rolling(
-    subject: Subject, texts: Sequence[str], *, batch: int = BATCH, progress: bool | str = False
+    subject: Subject, texts: Sequence[str], *, batch: int = BATCH, cut: bool = False, progress: bool | str = False
 ) -> list[Score]:
-    """Of each whole text, every token after all those before it, however long the text is."""
-    return loglikelihood(subject, [("", text) for text in texts], batch=batch, progress=progress)
+    """Of each whole text, every token after all those before it, however long the text is.
+
+    Raises ValueError for one that is longer than the model's positions; cut: score it in pieces (see `loglikelihood`).
+    """
+    return loglikelihood(subject, [("", text) for text in texts], batch=batch, cut=cut, progress=progress)
 
 
 def generate_until(
@@ -124,12 +174,27 @@ def generate_until(
     sampling: Sampling | None = None,
     batch: int = BATCH,
     share: bool = True,
+    cut: bool = False,
     seed: int = 0,
     progress: bool | str = False,
 ) -> list[Completion]:
-    """What follows each prompt, until a stop string, the document's end or `tokens` tokens, in the prompts' order."""
+    """What follows each prompt, until a stop string, the document's end or `tokens` tokens, in the prompts' order.
+
+    Raises ValueError for a prompt that is longer, with these tokens, than the model's positions; cut: leave off its
+    beginning. Raises it for tokens that are more than these positions alone.
+    """
     subject.check()
-    texts = encoded(subject.tokenizer, prompts)
+    texts, room = encoded(subject.tokenizer, prompts), subject.model.config.positions
+    for index, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+        if over := beyond(subject.model, len(text) + tokens):
+            if not cut or over >= len(text):
+                advice = "ask for fewer" if over >= len(text) else f"ask for fewer, give a shorter one, or {CUT}"
+                raise ValueError(
+                    f"prompt {index} ({prompt[-SHOWN:]!r} at its end) has {len(text)} tokens with its boundary and "
+                    f"{tokens} are to be generated, {len(text) + tokens - 1} to be read; the model's positions allow "
+                    f"{room}: {advice}"
+                )
+            texts[index] = text[over:]
     steps = subject.model.apart()
     out: list[Completion | None] = [None] * len(texts)
     with _bar(len(texts), progress) as bar:

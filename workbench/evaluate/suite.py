@@ -1,7 +1,7 @@
 """Runs tasks over a model with a tokenizer, item by item, and keeps every item beside the run.
 
     RUN/suite/1a2b3c4d/    of one checkpoint with its tokenizer, by their hash
-        TASK.parquet       a row an item: prompt, raw completion, likelihoods, metrics
+        TASK.parquet       a row an item: prompt, raw completion, likelihoods, metrics (see `ask`)
         results.json       each task's metrics with their intervals, or why it failed
         curves.png, depth.png    drawn by workbench.evaluate.draw
 
@@ -25,7 +25,7 @@ from workbench.config import UnknownName, nearest, override
 from workbench.data.tokenizer import checksum
 from workbench.evaluate.contamination import overlapping
 from workbench.evaluate.interval import clustered, clustered_mean
-from workbench.evaluate.score import BATCH, Subject, generate_until, loglikelihood
+from workbench.evaluate.score import BATCH, Subject, beyond, generate_until, loglikelihood
 from workbench.evaluate.tasks import choices, phonebook, recall, ruler
 from workbench.evaluate.tasks.item import Answer, Item, Task, TooShort
 from workbench.model.names import named
@@ -96,11 +96,18 @@ def place(subject: Subject, run: Path | str) -> Path:
 
 
 def evaluate(
-    subject: Subject, tasks: Sequence[Task], folder: Path, *, batch: int = BATCH, progress: bool = False
+    subject: Subject,
+    tasks: Sequence[Task],
+    folder: Path,
+    *,
+    batch: int = BATCH,
+    cut: bool = False,
+    progress: bool = False,
 ) -> dict[str, dict]:
     """The results by task: `summary`, or {"error": why} of one that failed, which leaves the others as they are.
 
-    Of a task that no item is short enough for with this tokenizer it is {"left_out": why}.
+    Of a task that no item is short enough for with this tokenizer it is {"left_out": why}. A task with a prompt that is
+    longer than the model's positions fails; cut: ask without its beginning instead (workbench.evaluate.score).
 
     Raises ValueError if the tokenizer is not the model's, and if pyarrow, which keeps the items, is not there.
     """
@@ -114,7 +121,7 @@ def evaluate(
             done = bar.n + _size(task)
             before = results.get(task.name, {})
             try:
-                results[task.name] = ask(subject, task, folder, batch, bar)
+                results[task.name] = ask(subject, task, folder, batch, bar, cut)
                 if "overlapping" in before and before["digest"] == results[task.name]["digest"]:
                     results[task.name]["overlapping"] = before["overlapping"]
             except TooShort as why:
@@ -135,8 +142,27 @@ def _size(task: Task) -> int:
         return 0
 
 
-def ask(subject: Subject, task: Task, folder: Path, batch: int = BATCH, bar: tqdm | None = None) -> dict[str, Any]:
-    """Asks the items that have no answer yet, keeps all as parquet, and gives their summary."""
+def ask(
+    subject: Subject, task: Task, folder: Path, batch: int = BATCH, bar: tqdm | None = None, cut: bool = False
+) -> dict[str, Any]:
+    """Asks the items that have no answer yet, keeps all as parquet, and gives their summary.
+
+    A row is an item: its task, number and digest, and what the item says (workbench.evaluate.tasks.item), and
+
+        trial               which answer to the same item: 0, since greedy decoding has one
+        perturbation        which way of asking the same question, where the task has several: the phone book's order,
+                            the form of multiple choice; "" of others
+        completion          what was generated, raw; tokens_generated of it
+        log_probabilities   of each choice after the prompt, in nats
+        probability         of the answer, see `probability`
+        straddles           whether a choice begins within a token
+        cut                 whether the prompt was longer than the model's positions and lost its beginning
+        prompt_tokens       of the whole prompt, its boundary among them
+        seconds             an item's share of the time that its lot took
+        metrics             by name, the task's first one first
+
+    An answer to a prompt that was cut is used again only where prompts may be cut.
+    """
     if not len(task):
         raise ValueError("the task has no items")
     items = [task.item(index, subject.tokenizer) for index in range(len(task))]
@@ -145,6 +171,7 @@ def ask(subject: Subject, task: Task, folder: Path, batch: int = BATCH, bar: tqd
     before = read_items(kept)
     rows = {row["item"]: row for row in [*_answers(before), *read_rows(log)]}
     rows = {index: row for index, row in rows.items() if index < len(items) and row["digest"] == digests[index]}
+    rows = {index: row for index, row in rows.items() if cut or not row.get("cut")}
     if log.exists():  # its last line may have been cut short
         write_text(log, "".join(json.dumps(row) + "\n" for row in rows.values()))
     missing = [index for index in range(len(items)) if index not in rows]
@@ -152,7 +179,7 @@ def ask(subject: Subject, task: Task, folder: Path, batch: int = BATCH, bar: tqd
         bar.update(len(items) - len(missing))
     for first in range(0, len(missing), LOT):
         lot = missing[first : first + LOT]
-        for index, answer in zip(lot, _asked(subject, [items[index] for index in lot], batch), strict=True):
+        for index, answer in zip(lot, _asked(subject, [items[index] for index in lot], batch, cut), strict=True):
             rows[index] = {"item": index, "digest": digests[index], **answer}
             add_row(log, rows[index])
         if bar is not None:
@@ -160,9 +187,14 @@ def ask(subject: Subject, task: Task, folder: Path, batch: int = BATCH, bar: tqd
     table = [
         {
             "task": task.name,
+            "item": index,
+            "trial": 0,
+            "perturbation": getattr(task, "perturbation", ""),
             **rows[index],
             **{name: _plain(value) for name, value in item._asdict().items() if name not in ("stop", "tokens")},
             "cluster": item.cluster or f"item {index}",
+            "cut": bool(rows[index].get("cut")),
+            "probability": probability(item, rows[index]["log_probabilities"]),
             "metrics": task.score(item, Answer(rows[index]["completion"], tuple(rows[index]["log_probabilities"]))),
         }
         for index, item in enumerate(items)
@@ -204,26 +236,44 @@ def _plain(value: Any) -> Any:
     return dict(value) or None if hasattr(value, "keys") else value
 
 
-def _asked(subject: Subject, items: Sequence[Item], batch: int) -> Iterator[dict[str, Any]]:
+def probability(item: Item, log_probabilities: Sequence[float]) -> float | None:
+    """Of the right answer after the prompt.
+
+    With one choice, which then is the answer, it is the exponential of its log-probability: among all texts that could
+    follow. With several it is the right one's share of their sum, as if one of them had to follow. None without
+    choices, and where the first reference is none of several.
+    """
+    if not item.choices or (len(item.choices) > 1 and item.references[0] not in item.choices):
+        return None
+    nats = np.array(log_probabilities)
+    if len(nats) == 1:
+        return float(np.exp(nats[0]))
+    chance = np.exp(nats - nats.max())
+    return float(chance[item.choices.index(item.references[0])] / chance.sum())
+
+
+def _asked(subject: Subject, items: Sequence[Item], batch: int, cut: bool = False) -> Iterator[dict[str, Any]]:
     """The raw answers of a lot: the three questions come down to two, for a text is a continuation of nothing."""
     begun = time.perf_counter()
     wanted = [index for index, item in enumerate(items) if item.tokens]
     completions = {}
     for stop, room in sorted({(items[index].stop, items[index].tokens) for index in wanted}):
         lot = [index for index in wanted if (items[index].stop, items[index].tokens) == (stop, room)]
-        given = generate_until(subject, [items[index].prompt for index in lot], stop, room, batch=batch)
+        given = generate_until(subject, [items[index].prompt for index in lot], stop, room, batch=batch, cut=cut)
         completions |= dict(zip(lot, given, strict=True))
     pairs = [(item.prompt, choice) for item in items for choice in item.choices]
-    scores = iter(loglikelihood(subject, pairs, batch=batch))
+    scores = iter(loglikelihood(subject, pairs, batch=batch, cut=cut))
     found = [[next(scores) for _ in item.choices] for item in items]
     lengths = [len(each.ids) + 1 for each in subject.tokenizer.encode([item.prompt.encode() for item in items])]
     seconds = (time.perf_counter() - begun) / len(items)
-    for index, (of_choices, length) in enumerate(zip(found, lengths, strict=True)):
+    for index, (item, of_choices, length) in enumerate(zip(items, found, lengths, strict=True)):
         completion = completions.get(index)
+        over = item.tokens and beyond(subject.model, length + item.tokens)
         yield {
             "completion": completion.text if completion else "",
             "log_probabilities": [score.log_probability for score in of_choices],
             "straddles": any(score.straddles for score in of_choices),
+            "cut": bool(over) or any(score.cut for score in of_choices),
             "prompt_tokens": length,
             "tokens_generated": len(completion.tokens) if completion else 0,
             "seconds": seconds,
@@ -255,6 +305,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "chance": chance,
         "at_chance": None if first["low"] is None else first["low"] <= chance <= first["high"],
         "straddles": sum(row["straddles"] for row in rows),
+        "cut": sum(bool(row.get("cut")) for row in rows),  # which items that were kept before do not say
         "merges_digits": any((row["facts"] or {}).get("merges_digits", False) for row in rows),
         "metrics": metrics,
     }
@@ -276,6 +327,8 @@ def table(results: dict[str, dict]) -> str:
             text, noted = f"({text})", f"{noted}; at chance, {found['chance']:.3f}"
         if found["straddles"]:
             noted += f"; {found['straddles']} with a token across the cut"
+        if found.get("cut"):
+            noted += f"; {found['cut']} without the beginning, for the model's positions"
         if found["merges_digits"]:
             noted += "; its tokens merge digits"
         if found.get("overlapping"):
@@ -312,10 +365,10 @@ def read_items(path: Path | str) -> list[dict[str, Any]]:
     return _pyarrow().parquet.read_table(path).to_pylist() if Path(path).exists() else []
 
 
-ANSWERED = ("item", "digest", "completion", "log_probabilities", "straddles")
+ANSWERED = ("item", "digest", "completion", "log_probabilities", "straddles", "cut")
 ANSWERED += ("prompt_tokens", "tokens_generated", "seconds")
 
 
 def _answers(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """What was answered, without what follows from the item."""
-    return [{name: row[name] for name in ANSWERED} for row in rows]
+    return [{name: row[name] for name in ANSWERED if name in row} for row in rows]

@@ -17,6 +17,7 @@ from workbench.data.documents import Document, parts, read
 from workbench.data.text import Rows, TextStream
 from workbench.data.tokenizer import Tokenizer
 from workbench.evaluate.interval import t_quantile
+from workbench.evaluate.items import Scored
 from workbench.model.language_model import LanguageModel
 from workbench.train.loss import negative_log_likelihood
 
@@ -29,8 +30,9 @@ def evaluator(config: TextEvaluation, run: RunConfig) -> Callable[[LanguageModel
 
     Reads `config.rows` rows spread evenly over the split's documents in their own order, the same for every seed and
     arm; each byte is scored once, from its document's earlier bytes in the row. With data.held_out the test has
-    "same_groups" too: bits per byte on the documents of training groups that were held out. Raises ValueError if the
-    run's data is not text, or the rows hold a single document.
+    "same_groups" too: bits per byte on the documents of training groups that were held out. Rows: a document each, by
+    its number in the split, with its bytes that were scored and their nats. Raises ValueError if the run's data is not
+    text, or the rows hold a single document.
     """
     if isinstance(run.data, UnknownData):
         raise ValueError(
@@ -58,6 +60,7 @@ def evaluator(config: TextEvaluation, run: RunConfig) -> Callable[[LanguageModel
         if split == "test" and run.data.held_out:
             nats, count, source = measured(model, "same")
             seen = count > 0
+            found.rows += _rows(nats, count, source.documents.group, source.documents.groups, split="same")
             group, _ = gathered(source.documents.group, source.documents.groups)
             found["same_groups"] = bits_per_byte(nats[seen], count[seen], group[seen])
         return found
@@ -113,13 +116,21 @@ def _measured(model: LanguageModel, rows: Iterator[Rows], documents: int) -> tup
     return nats, count
 
 
-def _found(nats: np.ndarray, count: np.ndarray, group: np.ndarray, names: list[str]) -> dict:
+def _found(nats: np.ndarray, count: np.ndarray, group: np.ndarray, names: list[str]) -> Scored:
+    rows = _rows(nats, count, group, names)
     group, names = gathered(group, names)
     seen = count > 0
     bits = bits_per_byte(nats[seen], count[seen], group[seen])
     masks = {name: (group == number) & seen for number, name in enumerate(names)}
     by_group = {name: summary(nats[mask], count[mask]) for name, mask in sorted(masks.items()) if mask.any()}
-    return {"score": -bits["mean"], "bits_per_byte": bits, "by_group": by_group}
+    return Scored({"score": -bits["mean"], "bits_per_byte": bits, "by_group": by_group}, rows)
+
+
+def _rows(nats: np.ndarray, count: np.ndarray, group: np.ndarray, names: list[str], **more: str) -> list[dict]:
+    return [
+        {"document": int(i), "group": names[group[i]], "bytes": int(count[i]), "nats": float(nats[i]), **more}
+        for i in np.flatnonzero(count)
+    ]
 
 
 def gathered(group: np.ndarray, names: list[str]) -> tuple[np.ndarray, list[str]]:

@@ -330,7 +330,9 @@ def _number(value: Any) -> float:
 
 def _model_config(pattern: str, raw: dict, symbols: dict[str, LayerConfig], tied: bool, epsilon: float) -> ModelConfig:
     width, vocabulary = _given(raw, "hidden_size"), _given(raw, "vocab_size")
-    return ModelConfig(pattern, width, vocabulary, symbols, tied=tied, norm_epsilon=epsilon)
+    rotary = "*" in pattern and symbols["*"].rotary  # without positions there is no end of them
+    positions = int(raw.get("max_position_embeddings") or 0) if rotary else 0
+    return ModelConfig(pattern, width, vocabulary, symbols, tied=tied, norm_epsilon=epsilon, positions=positions)
 
 
 def written(config: ModelConfig) -> tuple[str, dict]:
@@ -359,6 +361,7 @@ def written(config: ModelConfig) -> tuple[str, dict]:
         "num_hidden_layers": len(kinds) // FAMILIES[kind].layers,
         "hidden_act": "silu",
         "tie_word_embeddings": config.tied,
+        **({"max_position_embeddings": config.positions} if config.positions else {}),
         "dtype": "float32",  # of the weights
         "bos_token_id": None,
         "eos_token_id": None,
@@ -482,7 +485,7 @@ def lost_in(config: ModelConfig, back: ModelConfig) -> list[str]:
         values = ((name, getattr(ours, name), getattr(theirs, name)) for name in names)
         return [f"{where}{name}: {a!r} -> {b!r}" for name, a, b in values if a != b]
 
-    lost = apart(config, back, ("width", "vocabulary", "norm", "norm_epsilon", "tied"))
+    lost = apart(config, back, ("width", "vocabulary", "norm", "norm_epsilon", "tied", "positions"))
     for index, (ours, theirs) in enumerate(zip(config.layers, back.layers, strict=True)):
         ours, theirs = (_explicit(each, config.width) for each in (ours, theirs))
         lost += apart(ours, theirs, (field.name for field in fields(ours)), f"layers.{index}.")

@@ -221,7 +221,9 @@ def _config(pattern: str, found: Mapping[str, np.ndarray], of: _Arguments, dtype
             symbols[letter] = make(lambda name, block=block: found[block + name].shape, of)
     norm = "layernorm1p" if centred else "rms"
     tied = "lm_head.weight" not in found
-    return ModelConfig(pattern, width, vocabulary, symbols, norm, tied, dtype, epsilon)
+    rotary = "*" in pattern and symbols["*"].rotary
+    positions = of("max_position_embeddings", 0) if rotary else 0
+    return ModelConfig(pattern, width, vocabulary, symbols, norm, tied, dtype, epsilon, positions)
 
 
 def _mamba(shape: Callable[[str], tuple], of: _Arguments) -> Mamba2Config:

@@ -41,7 +41,8 @@ def extended(
     """The run that goes on from this one's last weights at a longer length; an experiment's runs() lists both.
 
     It takes `steps`, or as many as read at least `tokens`, of `batch` rows each, by default as many rows as keep a
-    step's tokens. Optimizer and schedule begin anew. rotary_base: of every layer with rotary positions.
+    step's tokens. Optimizer and schedule begin anew. rotary_base: of every layer with rotary positions. A limit of
+    what the model can read (ModelConfig.positions) is at least the length.
     Raises ValueError for a length that is not longer, and for a base where nothing is rotary.
     """
     if length <= run.data.length:
@@ -61,7 +62,7 @@ def extended(
     warm = {"ramp": ()} if getattr(run.data, "ramp", ()) else {}  # a batch that has grown stays so
     return replace(
         run,
-        model=model,
+        model=_reaching(model, length),
         data=replace(run.data, length=length, batch=batch, **warm),
         steps=steps or -(-tokens // (batch * length)),
         role="extended",
@@ -80,6 +81,11 @@ def _turned(model: ModelConfig, rotary_base: float, arm: str) -> ModelConfig:
     if not rotary:
         raise ValueError(f"{arm} ({model.pattern}) has no layer with rotary positions; leave rotary_base out")
     return replace(model, symbols={**model.symbols, **rotary})
+
+
+def _reaching(model: ModelConfig, length: int) -> ModelConfig:
+    """The model that can read so many tokens, once it is trained on them."""
+    return replace(model, positions=max(model.positions, length)) if model.positions else model
 
 
 def continued(
@@ -106,7 +112,7 @@ def continued(
     given = {"arm": before.arm, "evaluation": TextEvaluation(length=data.length)} | fields
     return RunConfig(
         study=Path(study).resolve().name,
-        model=model,
+        model=_reaching(model, data.length),
         data=replace(data, tokenizer=str(kept)),
         steps=steps,
         parent=Parent(beside, result["weights_hash"]),

@@ -21,8 +21,9 @@ class Words(NamedTuple):
     part: str = "digits"
 
 
-WORDS = {"mqar": Words("pairs", "document", "values", "values")}
-WORDS |= dict.fromkeys(RECALL[1:], Words("symbols", "document", "whole answers", "symbols"))
+UNITS = {"mqar": "pairs", "trigrams": "trigrams"}  # of what is looked up
+WORDS = dict.fromkeys(RECALL, Words("symbols", "document", "whole answers", "symbols"))
+WORDS |= {kind: Words(units, "document", "values", "values") for kind, units in UNITS.items()}
 
 
 def words(task: str) -> Words:

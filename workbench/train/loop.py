@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import math
 import signal
 import tempfile
@@ -68,6 +69,7 @@ def train(
     difference is warned of), and may evaluate and save at other steps than before; the folder keeps the config that it
     has. Evaluators are `(model, split) -> nested dict`: on "select" every `run.evaluate_every`
     steps and at the end, on "test" at the end; a `score` in one's result (higher is better) picks the best checkpoint.
+    `rows` of its result on "test" (workbench.evaluate.items) are kept in items/NAME.jsonl, and not in result.json.
     layout: devices and memory; another one continues the same run, and changes it by rounding alone.
     progress: whether to show a bar, or what to call it. on_step(step, metrics) runs one step late, so as not to wait.
     Step n is the n-th update, on batch n - 1. Tokens are positions read, padding included; seconds are of training
@@ -226,6 +228,10 @@ def _train(run, when, folder, shared, evaluators, layout, progress, tracker, on_
         "select": evaluated or evaluate("select"),
         "evaluation": evaluate("test"),
     }
+    for name, scores in result["evaluation"].items():
+        if rows := getattr(scores, "rows", None):  # of an evaluator that leaves its items
+            (folder / "items").mkdir(exist_ok=True)
+            write_text(folder / "items" / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     write_json(folder / "result.json", result)
     return result
 

@@ -29,7 +29,7 @@ def inherit(
 
     Raises ValueError unless the parent has the weights that `run.parent` names, where it has a hash, and its model is
     the run's. Extended: the parent has finished with the weights that its result.json names, its tokenizer is the
-    run's, and rotary_base, which no weight depends on, may differ. Branched: its data are the run's.
+    run's, and rotary_base and positions, which no weight depends on, may differ. Branched: its data are the run's.
     """
     place = study / run.parent.run
     whose = f"{run.name} starts from the weights of {place}"
@@ -62,9 +62,10 @@ def _extension(run: RunConfig, place: Path, whose: str) -> tuple[dict[str, Any],
         found = f"its status is {result['status']!r}" if result else "it has no result.json"
         raise ValueError(f"{whose}, which is not finished ({found}); run it first")
     parent, before = load(place, result["steps"], ("model",))
-    changed = [line for line in differences(parent.model, run.model) if ".rotary_base: " not in line]
+    lines = differences(parent.model, run.model)
+    changed = [line for line in lines if ".rotary_base: " not in line and not line.startswith("positions: ")]
     if changed:
-        raise ValueError(f"{whose}, which is another model: {changed[0]}; only rotary_base may differ")
+        raise ValueError(f"{whose}, which is another model: {changed[0]}; only rotary_base and positions may differ")
     mine, its = run.data.stream("train").facts().get("tokenizer"), result.get("data", {}).get("tokenizer")
     if "data" not in result and (kept := place / "tokenizer.json").is_file():  # an imported model's
         its = sha256(kept.read_bytes()).hexdigest()

@@ -1,13 +1,17 @@
-"""wandb: config, curves, a table of evaluations and a summary, in the run's own folder; offline unless asked."""
+"""wandb: config, curves, a table of evaluations and a summary, in the run's own folder; offline unless asked.
+
+A study's report and the suites that its runs were asked are runs of its group, in the study's folder.
+"""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from workbench.config import RunConfig, nearest, to_json
+from workbench.record import read_json
 
 MODES = ("offline", "online", "disabled")
 PROJECT = "workbench"
@@ -78,21 +82,63 @@ def log_study(study: str, folder: Path, mode: str, tables: dict[str, tuple[list[
         return
     import wandb
 
-    report = wandb.init(
+    report = _beside(study, folder, mode, "report", "report")
+    figures = {f"figures/{path.stem}": wandb.Image(str(path)) for path in sorted((folder / "figures").glob("*.png"))}
+    shown = {f"tables/{name}": wandb.Table(columns=heads, data=rows) for name, (heads, rows) in tables.items()}
+    report.log(figures | shown | {"report": wandb.Html((folder / "report.html").read_text(), inject=False)})
+    report.finish()
+
+
+COLUMNS = ("task", "metric", "mean", "low", "high", "items", "at chance")
+
+
+def log_suite(
+    run: Path, place: Path, mode: str, results: Mapping[str, Mapping[str, Any]], figures: Sequence[Path]
+) -> None:
+    """The results of what a run was asked (workbench.evaluate.suite), a table a task, and the figures of its items.
+
+    place: where the items are kept. A row is a metric with its 95% interval, the first held against chance; tasks that
+    failed or were left out are in one table, with why. They are one more run in the group of the run's study.
+    """
+    if mode == "disabled":
+        return
+    import wandb
+
+    config = read_json(run / "config.json")
+    suite = _beside(config["study"], run.resolve().parent, mode, "suite", f"{config['arm']}-s{config['seed']}")
+    suite.config.update({"run": run.resolve().name, "items": place.name})
+    shown, refused = {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures}, []
+    for task, found in results.items():
+        if why := found.get("error") or found.get("left_out"):
+            refused.append([task, why])
+            continue
+        chance = [found["at_chance"], *[None] * (len(found["metrics"]) - 1)]
+        rows = [
+            [task, metric, value["mean"], value["low"], value["high"], found["items"], at_chance]
+            for (metric, value), at_chance in zip(found["metrics"].items(), chance, strict=True)
+        ]
+        shown[f"tables/{task}"] = wandb.Table(columns=list(COLUMNS), data=rows)
+    if refused:
+        shown["tables/not asked"] = wandb.Table(columns=["task", "why"], data=refused)
+    suite.log(shown)
+    suite.finish()
+
+
+def _beside(study: str, folder: Path, mode: str, kind: str, name: str) -> Any:
+    """A run of the study's group that trains nothing, in the study's folder."""
+    import wandb
+
+    return wandb.init(
         project=PROJECT,
         group=study,
-        job_type="report",
-        name="report",
+        job_type=kind,
+        name=name,
         dir=str(folder),
         mode=mode,
         reinit="finish_previous",
         save_code=False,
         settings=_quiet(),
     )
-    figures = {f"figures/{path.stem}": wandb.Image(str(path)) for path in sorted((folder / "figures").glob("*.png"))}
-    shown = {f"tables/{name}": wandb.Table(columns=heads, data=rows) for name, (heads, rows) in tables.items()}
-    report.log(figures | shown | {"report": wandb.Html((folder / "report.html").read_text(), inject=False)})
-    report.finish()
 
 
 def _quiet() -> Any:

@@ -44,6 +44,10 @@ class Choices:
     def name(self) -> str:
         return f"{Path(self.path).stem}-{self.form}" + (f"-{self.shots}-shots" if self.shots else "")
 
+    @property
+    def perturbation(self) -> str:
+        return self.form
+
     def __len__(self) -> int:
         left = max(len(questions(self.path)) - self.shots, 0)
         return min(self.count, left) if self.count else left

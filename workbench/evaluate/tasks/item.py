@@ -43,7 +43,10 @@ class Answer(NamedTuple):
 
 @runtime_checkable
 class Task(Protocol):
-    """A frozen dataclass whose fields say everything about its items."""
+    """A frozen dataclass whose fields say everything about its items.
+
+    One of several tasks that ask the same questions in other ways may have `perturbation: str`, which way it is.
+    """
 
     @property
     def name(self) -> str: ...

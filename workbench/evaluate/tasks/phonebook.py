@@ -44,6 +44,10 @@ class Phonebook:
     def name(self) -> str:
         return f"phonebook-{self.order}-{f'{self.length}-tokens' if self.length else self.entries}"
 
+    @property
+    def perturbation(self) -> str:
+        return self.order
+
     def __len__(self) -> int:
         return self.count
 
