@@ -17,7 +17,7 @@ export PYTHONDONTWRITEBYTECODE =
 help:
 	@echo 'make demo       train and compare four architectures; ends with runs/phonebook/report.html'
 	@echo 'make test       the tests, one case of everything (JOBS=2 processes)'
-	@echo 'make test-all   the rest: slow tests, the normal ones with the oldest JAX, GPU kernels; writes $(RECORD)'
+	@echo 'make test-all   the rest: slow tests, the normal ones with the oldest JAX and all extras, GPU kernels; writes $(RECORD)'
 	@echo 'make parity TORCH=PYTHON  checkpoints against transformers, with a Python that has torch and transformers'
 	@echo 'make kernels-check  compile the GPU kernels for an H100, without one, and hold them to their budgets'
 	@echo 'make lab        JupyterLab at notebooks/start.ipynb'
@@ -39,7 +39,7 @@ test-all: setup
 	./setup.sh minimum
 	rm -f $(RECORD)
 	$(QUICK) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m slow --record=$(RECORD)
-	.venv-minimum/bin/$(PYTEST) -m 'not slow' --record=$(RECORD)
+	.venv-minimum/bin/$(PYTEST) -m 'not slow or ray' --record=$(RECORD)
 	$(MAKE) kernels-check
 
 parity: setup
@@ -74,7 +74,7 @@ lock: setup
 	$(call export,what \`make setup CUDA=13\` adds to requirements.lock,requirements-cuda13.lock,--only-group cuda13)
 	$(call export,what \`make kernels-check\` compiles the GPU kernels with,requirements-sm90a.lock,--only-group sm90a)
 	$(UV) lock --quiet --upgrade-package jax==$(MINIMUM_JAX) --upgrade-package jaxlib==$(MINIMUM_JAX)
-	$(call export,requirements.lock with the oldest JAX for \`make test-all\`,requirements-minimum.lock)
+	$(call export,requirements.lock with the oldest JAX and the extras lm-eval and ray for \`make test-all\`,requirements-minimum.lock,--extra lm-eval --extra ray)
 
 clean:
 	rm -rf .venv .venv-* .cache .pytest_cache .ruff_cache build dist

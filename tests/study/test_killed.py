@@ -86,6 +86,7 @@ def test_a_study_of_twelve_runs_killed_three_times_claims_what_one_left_alone_cl
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
 def test_through_ray_with_two_workers_it_claims_the_same(tmp_path, alone):
     path = laid_out(tmp_path / "ray")

@@ -13,6 +13,7 @@ from workbench.config import load_file
 from workbench.study import execute, launch
 from workbench.study.experiment import load
 
+RAY = [pytest.mark.ray, pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")]
 notebook = load_file(Path(__file__).with_name("test_execute.py")).notebook
 
 EXPERIMENT = '''"""Do all launchers leave the same?"""
@@ -129,7 +130,7 @@ def left(path: Path) -> dict[str, str]:
     [
         "local",
         "slurm",
-        pytest.param("ray", marks=pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")),
+        pytest.param("ray", marks=RAY),
     ],
 )
 def test_a_killed_driver_is_followed_by_another_and_all_launchers_leave_the_same(tmp_path, cluster, launcher):
@@ -177,7 +178,7 @@ def test_a_job_that_meets_its_time_limit_is_queued_again_and_goes_on(tmp_path, c
     "launcher",
     [
         "slurm",
-        pytest.param("ray", marks=pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")),
+        pytest.param("ray", marks=RAY),
     ],
 )
 def test_stopping_a_driver_stops_its_runs_elsewhere(tmp_path, cluster, launcher):
