@@ -306,8 +306,8 @@ def test_a_run_records_what_it_starts_from(finished):
 def test_an_honest_run_comes_again_bit_for_bit(finished):
     from workbench.study.replay import replay
 
-    start, later, scores = replay(finished, 4)
-    assert start == ("4 steps again from the start", True, "bit for bit: rows of steps 4")
+    start, later, scores = replay(finished, 5)
+    assert start == ("5 steps again from the start", True, "bit for bit: rows of steps 4, 5")
     assert later == ("4 steps again from the checkpoint of step 8", True, "bit for bit: rows of steps 10, 12")
     assert scores[1] is True
 
@@ -316,12 +316,12 @@ def test_numbers_that_were_made_up_do_not_come_again(finished, tmp_path):
     from workbench.study.replay import replay
 
     place = shutil.copytree(finished, tmp_path / finished.name)
-    change(place / "metrics.jsonl", lambda rows: [row.update(loss=0.999 * row["loss"]) for row in rows])
+    change(place / "metrics.jsonl", lambda rows: [r.update(loss=0.999 * r["loss"]) for r in rows if "loss" in r])
     change(place / "initial.json", lambda value: value["parameters"]["embedding"].update(mean=0.0))
     change(place / "result.json", lambda result: result["evaluation"]["toy"].update(norm=1.0))
-    start, later, scores = replay(place, 4)
+    start, later, scores = replay(place, 5)
     assert [each[1] for each in (start, later, scores)] == [False, False, False]
-    assert "embedding.mean: 0.0 -> " in start[2] and "step 4, loss: " in start[2]
+    assert "embedding.mean: 0.0 -> " in start[2] and "step 5, loss: " in start[2]
     assert "step 10, loss: " in later[2] and "norm: 1.0 -> " in scores[2]
 
 
@@ -342,7 +342,7 @@ def test_too_few_steps_to_reach_a_row_are_said_to_be(finished):
     from workbench.study.replay import replay
 
     start, *_ = replay(finished, 1)
-    assert start[1] is None and "the first row after that is of step 4: give --replay 4 or more" in start[2]
+    assert start[1] is None and "the first loss after that is of step 5: give --replay 5 or more" in start[2]
 
 
 def test_a_stream_that_is_not_the_recipes_is_found_whatever_its_digest_says(study):

@@ -210,7 +210,6 @@ def start(folder, name):
             if any(spec(n, leaf.shape, mesh)) != (leaf.addressable_shards[0].data.size < leaf.size)
         ]
         checkpoint.save(checkpoints, run, model, opt_state, replace(position, step=1))
-        checkpoint.wait(checkpoints)
         del model, opt_state, state
         held.clear()
         model, *_ = loop._start(run, folder, folder, checkpoints, mesh)

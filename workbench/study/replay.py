@@ -69,9 +69,9 @@ def replay(folder: Path, steps: int) -> Iterator[tuple[str, bool | None, str]]:
         seen = sorted(rows.keys() & recorded.keys())
         found += _changed(recorded, rows)
         found += [f"weights at step {s} differ" for s in made if s > start and s in weights and made[s] != weights[s]]
-        if not seen:
-            later = min((step for step in recorded if step > start), default=run.steps)
-            yield what, None, f"the first row after that is of step {later}: give --replay {later - start} or more"
+        if not any("loss" in rows[step] for step in seen):  # rows of evaluations alone tell little
+            later = min((step for step, row in recorded.items() if step > start and "loss" in row), default=run.steps)
+            yield what, None, f"the first loss after that is of step {later}: give --replay {later - start} or more"
         else:
             far = max(_distance(recorded[step], rows[step]) for step in seen)
             yield what, *_judged(found, far, elsewhere, f"rows of steps {', '.join(map(str, seen))}")

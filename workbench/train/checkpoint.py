@@ -1,7 +1,7 @@
 """Checkpoints: flat `{name: array}` of the model and of the optimizer's state, with the position in the run as JSON.
 
-Written by Orbax in the background; one that was not written to its end does not count. Each carries the hash of its
-weights, so that a damaged one is found out when it is read.
+Written by Orbax while the run waits; one that was not written to its end does not count, so that a kill at any moment
+costs at most the steps between two. Each carries the hash of its weights: a damaged one is found out when it is read.
 """
 
 from __future__ import annotations
@@ -57,10 +57,7 @@ class Checkpoint(NamedTuple):
 
 
 def open_checkpoints(folder: Path, keep: Sequence[int] = ()) -> ocp.CheckpointManager:
-    """The checkpoints of a run's folder, for `save` and `latest`; those of the steps `keep` stay.
-
-    Close it: that waits for the last save.
-    """
+    """The checkpoints of a run's folder, for `save` and `latest`; those of the steps `keep` stay. Close it."""
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells each save in a dozen lines
     policies = ocp.checkpoint_managers
     keep = policies.AnyPreservationPolicy(
@@ -71,7 +68,12 @@ def open_checkpoints(folder: Path, keep: Sequence[int] = ()) -> ocp.CheckpointMa
         ]
     )
     # best_fn, since without one the scores are not written, and a resumed run would not know its best checkpoint.
-    options = ocp.CheckpointManagerOptions(preservation_policy=keep, best_fn=_score_of, cleanup_tmp_directories=True)
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=keep,
+        best_fn=_score_of,
+        cleanup_tmp_directories=True,
+        enable_async_checkpointing=False,  # a kill while one is written must not cost the steps since it was begun too
+    )
     return ocp.CheckpointManager(_place(folder), options=options)
 
 
@@ -83,18 +85,17 @@ def save(
     position: Position,
     score: float | None = None,
 ) -> None:
-    """Copies the arrays, then writes them in the background. `score` (higher is better) makes it a candidate for best.
+    """Returns when all is on disk. `score` (higher is better) makes it a candidate for best.
 
-    Raises FloatingPointError, and writes nothing, if a weight is not finite. Raises OSError if this save or the one
-    before could not be written; what was saved earlier stays.
+    Raises FloatingPointError, and writes nothing, if a weight is not finite. Raises OSError if it could not be written;
+    what was saved earlier stays.
     """
-    # Copies, since the step's donated arguments give these buffers away while Orbax still writes.
     model, opt_state = cluster.whole((model, opt_state))
-    arrays = {name: np.array(leaf) for name, leaf in named(model).items()}
+    arrays = {name: np.asarray(leaf) for name, leaf in named(model).items()}
     for name, array in arrays.items():
         if not np.isfinite(array.astype(np.float32)).all():
             raise FloatingPointError(f"parameter {name} is not finite after step {position.step}")
-    state = {name: np.array(leaf) for name, leaf in named(opt_state).items()}
+    state = {name: np.asarray(leaf) for name, leaf in named(opt_state).items()}
     facts = {
         "position": dataclasses.asdict(position),
         "config": to_json(run),
@@ -111,12 +112,6 @@ def save(
             metrics=None if score is None else {"score": float(score)},
         )
     assert saved, f"Orbax declined to save step {position.step}; it knows {checkpoints.all_steps()}"
-
-
-def wait(checkpoints: ocp.CheckpointManager) -> None:
-    """Returns when the last save is on disk. Raises OSError if it could not be written."""
-    with _explained(checkpoints):
-        checkpoints.wait_until_finished()
 
 
 def latest(checkpoints: ocp.CheckpointManager, run: RunConfig) -> Checkpoint | None:

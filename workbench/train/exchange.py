@@ -67,7 +67,6 @@ def import_run(source: Path | str, folder: Path | str, dtype: str = "float32", *
     with contextlib.closing(checkpoint.open_checkpoints(folder)) as checkpoints:
         # Nobody knows the optimizer's state either, and Orbax saves no empty item.
         checkpoint.save(checkpoints, run, model, {"unknown": jnp.zeros(())}, checkpoint.Position())
-        checkpoint.wait(checkpoints)
     write_json(folder / "result.json", result)
     return result
 

@@ -212,11 +212,9 @@ def _train(run, when, folder, shared, evaluators, layout, progress, tracker, on_
                     except FloatingPointError as error:
                         raise _NotFinite(str(error)) from None
                 if asked and not last:
-                    checkpoint.wait(checkpoints)
                     why = stopping[0] if stopping else "another process was asked to stop"
                     raise Stopped(f"{run.name}: {why} at step {done} of {run.steps}; it is saved, run it again")
                 begun = time.perf_counter()
-            checkpoint.wait(checkpoints)
         except _NotFinite as error:
             chain()
             raise _failed(run, folder, position, checkpoints, str(error)) from None
@@ -383,7 +381,6 @@ def _record(run: RunConfig, position: Position) -> dict[str, Any]:
 
 def _failed(run: RunConfig, folder: Path, position: Position, checkpoints, reason: str) -> TrainingFailed:
     """Records a run that diverged, and gives the exception to raise."""
-    checkpoint.wait(checkpoints)
     kept = sorted(checkpoints.all_steps())
     message = (
         f"{run.name}: {reason} of {run.steps}; "
