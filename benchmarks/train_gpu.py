@@ -56,18 +56,17 @@ def main() -> None:
     for arm, pattern in PATTERNS.items():
         for kernels in [proved, frozenset()] if set(pattern) & set("SM") else [proved]:
             implementation._PROVED = kernels
-            with implementation.recorded() as chosen:
-                prepared.append((arm, chosen, *lowered(pattern)))
+            prepared.append((arm, *lowered(pattern)))
             jax.clear_caches()  # or the next trace would be this one
     implementation._PROVED = proved
     with ThreadPoolExecutor() as pool:
-        compiled = list(pool.map(lambda each: each[-1].compile(), prepared))
+        compiled = list(pool.map(lambda each: each[2].compile(), prepared))
     rows = []
-    for (arm, chosen, run, _), step in zip(prepared, compiled, strict=True):
+    for (arm, run, _, chosen), step in zip(prepared, compiled, strict=True):
         at = count(run.model, LENGTH)
         seconds, loss, norm = timed(run, step)
         rate = ROWS * LENGTH / seconds
-        row = {"arm": arm, "implementation": dict(chosen), "seconds": seconds, "tokens_per_second": rate, "loss": loss}
+        row = {"arm": arm, "implementation": chosen, "seconds": seconds, "tokens_per_second": rate, "loss": loss}
         row |= {"gradient_norm": norm, "parameters": at.parameters, "flops_per_token": at.train_flops_per_token}
         row["temporary_bytes"] = step.memory_analysis().temp_size_in_bytes
         rows.append(row)
@@ -83,13 +82,13 @@ def main() -> None:
 
 
 def lowered(pattern: str):
-    """The run and its lowered step."""
+    """The run, its lowered step, and what its operations chose."""
     model = ModelConfig(pattern, WIDTH, VOCABULARY, SYMBOLS, dtype="bfloat16")
     data = TextConfig(length=LENGTH, batch=ROWS)
     run = RunConfig("train_gpu", "arm", model, data, None, OptimizerConfig(), steps=1000)
     leaves, tree = jax.tree.flatten(jax.eval_shape(lambda: start(run)))
     shapes = jax.eval_shape(lambda: batch(0))
-    return run, lower_step(run, Layout(), tree, leaves, shapes)
+    return run, *lower_step(run, Layout(), tree, leaves, shapes)
 
 
 def start(run: RunConfig):

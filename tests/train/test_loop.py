@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from workbench.config import to_json
+from workbench.config import Mamba2Config, ModelConfig, to_json
 from workbench.data.digest import chain
 from workbench.evaluate.items import Scored
 from workbench.model.names import named
@@ -87,6 +87,14 @@ def test_a_run_killed_while_it_is_evaluated_at_the_end_trains_no_step_again(run,
     steps = []
     loop.train(run, tmp_path, {"toy": evaluator}, on_step=lambda step, _: steps.append(step), **arguments)
     assert steps == [] and same_weights(tmp_path, whole.folder)
+
+
+def test_a_second_run_of_one_process_knows_what_its_operations_chose(run, train, replace, tmp_path):
+    """Though its step is not traced again."""
+    model = ModelConfig("M", 16, 11, {"M": Mamba2Config(state=4, head_dim=8)})
+    run = replace(run, model=model, steps=1, checkpoint_every=0, evaluate_every=0)
+    chosen = [train(run, tmp_path / name)["implementation"] for name in ("first", "second")]
+    assert chosen[0] == chosen[1] == {"ssd": "xla", "causal_conv1d": "xla"}
 
 
 def test_both_logs_lose_what_came_after_the_checkpoint(run, whole, train, rows, tmp_path):

@@ -19,7 +19,6 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 from tqdm import tqdm
-from workbench_kernels import recorded
 
 from workbench.config import Layout, RunConfig, short_hash, to_json
 from workbench.count import count
@@ -174,9 +173,12 @@ def _train(run, when, folder, shared, evaluators, layout, progress, tracker, on_
                     shape = batch["tokens"].shape
                     check_rows(shape[0] * own.of // (own.high - own.low), shape[1], layout)
                     bar.set_postfix_str("compiling")
-                    with recorded() as position.implementation, laid_out():
+                    with laid_out():
                         compiling = time.perf_counter()
-                        step = lower_step(run, layout, tree, leaves, placed(batch, mesh, own)).compile()
+                        lowered, position.implementation = lower_step(
+                            run, layout, tree, leaves, placed(batch, mesh, own)
+                        )
+                        step = lowered.compile()
                     begun = time.perf_counter()
                     position.compile_seconds += begun - compiling
                     position.memory_bytes = max(position.memory_bytes, bytes_of(step))

@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
-from workbench_kernels import recorded
 
 from workbench.config import Layout, RunConfig
 from workbench.count import count
@@ -93,9 +92,10 @@ def plan(run: RunConfig, layout: Layout, device: Device) -> Plan:
     check_rows(run.data.batch, run.data.length, layout)
     mesh = make_mesh(layout, _devices(device, layout.devices))
     begun = time.perf_counter()
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), recorded() as implementation:
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         leaves, tree = jax.tree.flatten(_weights(run, mesh))
-        compiled = lower_step(run, layout, tree, leaves, _batch(run, mesh)).compile()
+        lowered, implementation = lower_step(run, layout, tree, leaves, _batch(run, mesh))
+        compiled = lowered.compile()
     seconds = time.perf_counter() - begun
     memory = compiled.memory_analysis()
     program = read(compiled.as_text(), layout.devices, device.node)
@@ -111,7 +111,7 @@ def plan(run: RunConfig, layout: Layout, device: Device) -> Plan:
         temporary_bytes=memory.temp_size_in_bytes,
         peak_bytes=bytes_of(compiled),
         sent={kind: Sent(t.times, t.within_bytes, t.across_bytes) for kind, t in sorted(program.traffic.items())},
-        implementation=dict(implementation),
+        implementation=implementation,
         compile_seconds=seconds,
     )
 

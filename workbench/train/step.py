@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from workbench_kernels import recorded
 
 from workbench.config import Layout, OptimizerConfig, RunConfig
 from workbench.train.loss import loss
@@ -28,8 +29,15 @@ def make_step(
     return _step(run.optimizer, run.steps, run.z_loss, layout.micro, layout.remat)
 
 
-def lower_step(run: RunConfig, layout: Layout, tree: Any, leaves: list, batch: dict) -> jax.stages.Lowered:
+_CHOSEN: dict[tuple, dict[str, str]] = {}  # by what was traced: a second run of the same process does not trace it
+
+
+def lower_step(
+    run: RunConfig, layout: Layout, tree: Any, leaves: list, batch: dict
+) -> tuple[jax.stages.Lowered, dict[str, str]]:
     """`step(leaves, batch) -> (leaves, metrics)`, lowered for arrays like these, which may be abstract.
+
+    And the implementation that each operation of workbench_kernels chose.
 
     `tree` and `leaves` are of (model, opt_state): a step of modules would take and make them anew in Python, up to a
     tenth of a small model's step. On several devices they stay where they were.
@@ -41,7 +49,13 @@ def lower_step(run: RunConfig, layout: Layout, tree: Any, leaves: list, batch: d
         return jax.tree.leaves((model, opt_state)), metrics
 
     stay = None if layout.devices == 1 else ([leaf.sharding for leaf in leaves], None)
-    return jax.jit(step, donate_argnums=0, out_shardings=stay).lower(leaves, batch)
+    shapes = tuple((name, each.shape, each.dtype) for name, each in (*enumerate(leaves), *sorted(batch.items())))
+    traced = whole, tree, shapes, jax.sharding.get_abstract_mesh()
+    with recorded() as chosen:
+        lowered = jax.jit(step, donate_argnums=0, out_shardings=stay).lower(leaves, batch)
+    if chosen or traced not in _CHOSEN:
+        _CHOSEN[traced] = chosen
+    return lowered, dict(_CHOSEN[traced])
 
 
 @lru_cache  # one function, so that a second run of the same process does not trace it again
