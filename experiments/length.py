@@ -7,9 +7,9 @@ Command:  workbench run experiments/length.py                (default)
           workbench run experiments/length.py --scale tiny   (three minutes: does everything run?)
           workbench run experiments/length.py --tune         (the learning rates below, from one grid for all arms)
 Cost:     12 runs in about 25 minutes on two cores; --tune: 20 runs in about as many.
-Answer:   trained at 256, the Transformer needs 0.23 bits per byte more at positions 2,048 to 4,096 than at 128 to 256; the
-          other three need 0.15 to 0.18 less. Extended to 4,096 at a tenth of the rate it needs 1.757 there instead of
-          2.193, and they what they needed (1.673 to 1.715). One seed. experiments/README.md has the table.
+Answer:   trained at 256, the Transformer needs 0.23 bits per byte more at positions 2,048 to 4,096 than at 128 to 256;
+          the other three need 0.15 to 0.18 less. Extended to 4,096 at a tenth of the rate it needs 1.757 there instead
+          of 2.193, and they what they needed (1.673 to 1.715). One seed. experiments/README.md has the table.
 
 Both extensions start from the run at 256 tokens, with an optimizer and a schedule of their own at a tenth of the rate.
 The Transformer's rotary base grows with the length; the hybrid's attention has no positions, and nothing in it changes.
