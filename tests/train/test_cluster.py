@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,46 @@ def test_two_processes_give_what_one_gives_and_one_of_them_keeps_the_records(tmp
     losses = [json.loads(row)["loss"] for row in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
     np.testing.assert_allclose(losses, alone["losses"], rtol=1e-5)
     assert "result.json" in first["wrote"] and second["wrote"] == []
+
+
+RAY = """
+import sys
+from ray import init
+from ray.train import RunConfig, ScalingConfig
+from ray.train.v2.jax import JaxTrainer
+
+def train(config):
+    sys.path.insert(0, config["tests"])
+    import test_cluster
+    test_cluster.main(config["folder"], "data=2,fsdp=2", 0)
+
+if __name__ == "__main__":
+    folder, tests, records = sys.argv[1:]
+    init(num_cpus=2, num_gpus=2, include_dashboard=False)  # so that it joins them; JAX_PLATFORMS says cpu
+    workers = ScalingConfig(num_workers=2, use_gpu=True)
+    JaxTrainer(
+        train, train_loop_config={"folder": folder, "tests": tests}, scaling_config=workers,
+        run_config=RunConfig(storage_path=records),
+    ).fit()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
+def test_two_workers_of_rays_trainer_give_what_one_process_gives(tmp_path):
+    (alone,) = trained(tmp_path / "alone", "")
+    script = tmp_path / "driver.py"
+    script.write_text(RAY)
+    arguments = [sys.executable, script, tmp_path / "two", Path(__file__).parent, tmp_path / "records"]
+    two = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": two, "PYTHONPATH": path}
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    losses = [json.loads(row)["loss"] for row in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    np.testing.assert_allclose(losses, alone["losses"], rtol=1e-5)
+    assert json.loads((tmp_path / "two" / "environment.json").read_text())["layout"]["data"] == 2
 
 
 def trained(folder, layout, stop=0, slurm=False):
