@@ -65,12 +65,13 @@ def cpus() -> int:
 
 
 def processor() -> str:
-    """Its name, as far as the system tells it."""
+    """Its name, as far as the system tells it, with family and model where there are any: clouds call many alike."""
     path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "") or (
-        platform.processor() or platform.machine()
-    )
+    first = path.read_text().partition("\n\n")[0].splitlines() if path.exists() else []
+    says = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first)}
+    kind = [f"{word} {says[key]}" for word, key in (("family", "cpu family"), ("model", "model")) if says.get(key)]
+    name = says.get("model name") or platform.processor() or platform.machine()
+    return f"{name} ({', '.join(kind)})" if kind else name
 
 
 def _git() -> dict[str, Any] | None:
