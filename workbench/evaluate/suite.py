@@ -27,7 +27,7 @@ from workbench.evaluate.contamination import overlapping
 from workbench.evaluate.interval import clustered, clustered_mean
 from workbench.evaluate.score import BATCH, Subject, beyond, generate_until, loglikelihood
 from workbench.evaluate.tasks import choices, phonebook, recall, ruler
-from workbench.evaluate.tasks.item import Answer, Item, Task, TooShort
+from workbench.evaluate.tasks.item import Answer, Item, Task, TooShort, probability
 from workbench.model.names import named
 from workbench.record import add_row, read_json, read_rows, write_json, write_text
 from workbench.train.checkpoint import weights_hash
@@ -234,22 +234,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
     return dict(value) or None if hasattr(value, "keys") else value
-
-
-def probability(item: Item, log_probabilities: Sequence[float]) -> float | None:
-    """Of the right answer after the prompt.
-
-    With one choice, which then is the answer, it is the exponential of its log-probability: among all texts that could
-    follow. With several it is the right one's share of their sum, as if one of them had to follow. None without
-    choices, and where the first reference is none of several.
-    """
-    if not item.choices or (len(item.choices) > 1 and item.references[0] not in item.choices):
-        return None
-    nats = np.array(log_probabilities)
-    if len(nats) == 1:
-        return float(np.exp(nats[0]))
-    chance = np.exp(nats - nats.max())
-    return float(chance[item.choices.index(item.references[0])] / chance.sum())
 
 
 def _asked(subject: Subject, items: Sequence[Item], batch: int, cut: bool = False) -> Iterator[dict[str, Any]]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from workbench.config import nearest
 from workbench.data.tokenizer import Tokenizer
-from workbench.evaluate.tasks.item import Answer, Item
+from workbench.evaluate.tasks.item import Answer, Item, probability
 
 FORMS = ("letter", "text", "cloze")
 
@@ -78,11 +78,10 @@ class Choices:
         """Whether the likeliest choice is right, whether the likeliest a byte is, and the right one's probability."""
         nats, right = np.array(answer.log_probabilities), item.facts["answer"]
         by_byte = nats / [len(choice.encode()) for choice in item.choices]
-        chance = np.exp(nats - nats.max())
         return {
             "acc": float(nats.argmax() == right),
             "acc_norm": float(by_byte.argmax() == right),
-            "probability": float(chance[right] / chance.sum()),
+            "probability": probability(item, answer.log_probabilities),
         }
 
 

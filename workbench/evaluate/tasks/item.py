@@ -6,7 +6,7 @@ An item follows from its task and its index alone, so the first ten are the same
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -39,6 +39,22 @@ class Answer(NamedTuple):
 
     completion: str
     log_probabilities: tuple[float, ...]
+
+
+def probability(item: Item, log_probabilities: Sequence[float]) -> float | None:
+    """Of the right answer after the prompt.
+
+    With one choice, which then is the answer, it is the exponential of its log-probability: among all texts that could
+    follow. With several it is the right one's share of their sum, as if one of them had to follow. None without
+    choices, and where the first reference is none of several.
+    """
+    if not item.choices or (len(item.choices) > 1 and item.references[0] not in item.choices):
+        return None
+    nats = np.array(log_probabilities)
+    if len(nats) == 1:
+        return float(np.exp(nats[0]))
+    chance = np.exp(nats - nats.max())
+    return float(chance[item.choices.index(item.references[0])] / chance.sum())
 
 
 @runtime_checkable
