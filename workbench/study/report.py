@@ -17,7 +17,7 @@ from workbench.study.collect import LOOKED, Study, collect
 from workbench.study.page import PAGE, STYLE
 from workbench.study.statistics import LEAST_SEEDS
 from workbench.study.summary import study_json
-from workbench.study.tables import budget_rows, columns, difference_rows, integer, rows, scaling_rows, short
+from workbench.study.tables import NUMBERS, budget_rows, columns, difference_rows, integer, rows, scaling_rows, short
 from workbench.study.wording import command, listed, question, title
 
 
@@ -102,7 +102,6 @@ def _header(study: Study) -> str:
 def _table(study: Study, task: str) -> str:
     heads = columns(study, task)
     known = panels.styles(study)
-    head = "".join(f'<th class="{"n" if number else ""}">{escape(name)}</th>' for name, number in heads)
     body, reasons = [], []
     for arm, cells, verdict in rows(study, task):
         marked = "" if verdict.ranked else ' class="out"'
@@ -118,23 +117,25 @@ def _table(study: Study, task: str) -> str:
     claim = "Exact match, digits and bits: mean over seeds and 95 % interval. Seconds: mean, training alone. "
     memory = any(name == "memory" for name, _ in heads)
     claim += "Memory is a training step's peak on a device, as XLA counts it." if memory else ""
-    return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
-        f'{why}<p class="note">{context}{claim}</p>'
-    )
+    return f'{_framed(heads, "".join(body))}{why}<p class="note">{context}{claim}</p>'
+
+
+def _framed(heads: Sequence[tuple[str, bool]], body: str) -> str:
+    """A table that scrolls where it is wide: headings, with whether they are numbers, and its rows as HTML."""
+    head = "".join(f'<th class="{"n" if number else ""}">{escape(name)}</th>' for name, number in heads)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _budgets(study: Study, task: str) -> str:
     heads, rows = budget_rows(study, task)
     known = panels.styles(study)
-    head = "".join(f'<th class="{"n" if i else ""}">{escape(name)}</th>' for i, name in enumerate(heads))
     body = ""
     for arm, *cells in rows:
         split = [cell.split("\n") for cell in cells]
         tds = "".join(f'<td class="n">{escape(value)}<small>{escape(steps)}</small></td>' for value, steps in split)
         body += f'<tr><td><i style="background:{known[arm].colour}"></i><b>{escape(arm)}</b></td>{tds}</tr>'
     return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f"{_framed([(name, i > 0) for i, name in enumerate(heads)], body)}"
         '<p class="note">At equal training FLOPs and at equal seconds the costlier arms end earlier, where they have '
         "spent what the cheapest has in all its steps, each after a whole schedule of its own, on the beginning of the "
         "same tokens. Seconds are those of an arm that has the machine to itself.</p>"
@@ -145,11 +146,10 @@ def _curves(study: Study, task: str) -> str:
     heads, rows = scaling_rows(study, task)
     if not rows:
         return ""
-    head = "".join(f'<th class="{"n" if i else ""}">{escape(name)}</th>' for i, name in enumerate(heads))
     body = "".join(f"<tr><td>{escape(arm)}</td>{''.join(map(_cell, cells))}</tr>" for arm, *cells in rows)
     return (
         "<details><summary>Exponents and floors of the fitted curves</summary>"
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f"{_framed([(name, i > 0) for i, name in enumerate(heads)], body)}"
         '<p class="note">Bits per byte = floor + scale / x<sup>exponent</sup>, fitted to every seed; 95 % intervals '
         "over three seeds or more. With three sizes the floor is 0 by assumption.</p></details>"
     )
@@ -183,7 +183,7 @@ def _figure(drawing: canvas.Drawing) -> str:
 
 
 def _comparisons(study: Study, task: str) -> str:
-    _, rows = difference_rows(study, task)
+    heads, rows = difference_rows(study, task)
     if not rows:
         return ""
     lines = []
@@ -195,9 +195,7 @@ def _comparisons(study: Study, task: str) -> str:
         )
     return (
         f"<details><summary>All {len(rows)} differences between ranked arms</summary>"
-        '<div class="scroll"><table><thead><tr><th>measure</th><th>arms</th>'
-        '<th class="n">difference</th><th class="n">noise floor</th>'
-        f'<th class="n">p (Holm)</th><th>reading</th></tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+        f"{_framed([(name, name in NUMBERS) for name in heads], ''.join(lines))}"
         '<p class="note">Intervals are 95 % each; p is adjusted by Holm for all differences of the study at the same '
         "level of claim. A difference is seen where that is below 0.05 and the interval leaves out zero. Noise floor: "
         "how far two runs of one of the arms lie apart (root mean square) that differ in both seeds, and below it in "
