@@ -28,6 +28,7 @@ from pathlib import Path
 
 from workbench.config import OptimizerConfig, RunConfig, TextEvaluation, load_file
 from workbench.study.budget import with_budgets
+from workbench.study.noise import with_noise
 
 SCALES = ("default", "tiny")
 PHONEBOOK = load_file(Path(__file__).with_name("phonebook.py"))
@@ -41,9 +42,7 @@ STEP_SECONDS = {"transformer": 0.02354, "mamba": 0.0528, "mamba2": 0.04571, "hyb
 def runs(scale: str = "default") -> list[RunConfig]:
     """Every arm at every seed, what it reaches at the other budgets, and one more start an arm."""
     own = [run(scale, arm, seed) for seed in SEEDS[scale] for arm in PHONEBOOK.ARMS]
-    found = with_budgets(own, STEP_SECONDS)
-    again = [replace(each, role="noise", seed=each.seed + NOISE, keep=()) for each in found[: len(PHONEBOOK.ARMS)]]
-    return found + again
+    return with_noise(with_budgets(own, STEP_SECONDS), NOISE)
 
 
 def run(scale: str, arm: str, seed: int) -> RunConfig:

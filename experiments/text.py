@@ -38,6 +38,7 @@ from workbench.config import (
     load_file,
 )
 from workbench.pattern import allocate
+from workbench.study.noise import with_noise
 
 SCALES = ("default", "tiny")
 WIDTH = {"default": 256, "tiny": 64}
@@ -86,7 +87,7 @@ RATES = {"transformer": 4e-3, "mamba": 4e-3, "mamba2": 8e-3, "hybrid": 4e-3}  # 
 def runs(scale: str = "default") -> list[RunConfig]:
     """Every arm at every seed, and one more start an arm."""
     own = [run(scale, arm, seed) for seed in SEEDS[scale] for arm in ARMS[scale]]
-    return own + [replace(each, role="noise", seed=each.seed + NOISE) for each in own[: len(ARMS[scale])]]
+    return with_noise(own, NOISE)
 
 
 def tuning(scale: str = "default") -> list[RunConfig]:
