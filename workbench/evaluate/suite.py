@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,24 +184,36 @@ def ask(
             add_row(log, rows[index])
         if bar is not None:
             bar.update(len(lot))
-    table = [
-        {
-            "task": task.name,
-            "item": index,
-            "trial": 0,
-            "perturbation": getattr(task, "perturbation", ""),
-            **rows[index],
-            **{name: _plain(value) for name, value in item._asdict().items() if name not in ("stop", "tokens")},
-            "cluster": item.cluster or f"item {index}",
-            "cut": bool(rows[index].get("cut")),
-            "probability": probability(item, rows[index]["log_probabilities"]),
-            "metrics": task.score(item, Answer(rows[index]["completion"], tuple(rows[index]["log_probabilities"]))),
-        }
-        for index, item in enumerate(items)
-    ]
+    table = [_row(task, item, rows[index]) for index, item in enumerate(items)]
     _write(kept, [*table, *(row for row in before if row["item"] >= len(items))])  # of a greater count
     log.unlink(missing_ok=True)
     return summary(table)
+
+
+def answered(subject: Subject, task: Task, items: Mapping[int, Item], batch: int = BATCH) -> list[dict[str, Any]]:
+    """The rows of a task's items, given by their numbers, as `ask` makes them; nothing is kept."""
+    numbers, rows = list(items), []
+    for first in range(0, len(numbers), LOT):
+        lot = numbers[first : first + LOT]
+        for index, answer in zip(lot, _asked(subject, [items[index] for index in lot], batch), strict=True):
+            rows.append(_row(task, items[index], {"item": index, "digest": digest(items[index]), **answer}))
+    return rows
+
+
+def _row(task: Task, item: Item, answer: Mapping[str, Any]) -> dict[str, Any]:
+    """An item as it is kept (see `ask`). answer: what was answered, with the item's number and digest."""
+    return {
+        "task": task.name,
+        "item": answer["item"],
+        "trial": 0,
+        "perturbation": getattr(task, "perturbation", ""),
+        **answer,
+        **{name: _plain(value) for name, value in item._asdict().items() if name not in ("stop", "tokens")},
+        "cluster": item.cluster or f"item {answer['item']}",
+        "cut": bool(answer.get("cut")),
+        "probability": probability(item, answer["log_probabilities"]),
+        "metrics": task.score(item, Answer(answer["completion"], tuple(answer["log_probabilities"]))),
+    }
 
 
 def scan(folder: Path, names: Sequence[str], documents: Iterable[str]) -> dict[str, dict]:
