@@ -511,10 +511,12 @@ class RecallEvaluation:
 
 @dataclass(frozen=True)
 class TextEvaluation:
-    """Bits per byte on packages that were not trained on."""
+    """Bits per byte on packages that were not trained on, and what is answered of tasks in text."""
 
     rows: int = 128  # rows of the split that are read
     length: int = 256
+    # Suites, and fields of their tasks, as `workbench evaluate --suite` takes them: ("phonebook", "recall", "count=20")
+    suite: tuple[str, ...] = later(())
 
     def build(self, run: RunConfig) -> Any:
         from workbench.evaluate.text import evaluator

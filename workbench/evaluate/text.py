@@ -16,6 +16,7 @@ from workbench.config import Files, RunConfig, TextConfig, TextEvaluation, Unkno
 from workbench.data.documents import Document, parts, read
 from workbench.data.text import Rows, TextStream
 from workbench.data.tokenizer import Tokenizer
+from workbench.evaluate import exam
 from workbench.evaluate.interval import t_quantile
 from workbench.evaluate.items import Scored
 from workbench.model.language_model import LanguageModel
@@ -31,8 +32,9 @@ def evaluator(config: TextEvaluation, run: RunConfig) -> Callable[[LanguageModel
     Reads `config.rows` rows spread evenly over the split's documents in their own order, the same for every seed and
     arm; each byte is scored once, from its document's earlier bytes in the row. With data.held_out the test has
     "same_groups" too: bits per byte on the documents of training groups that were held out. Rows: a document each, by
-    its number in the split, with its bytes that were scored and their nats. Raises ValueError if the run's data is not
-    text, or the rows hold a single document.
+    its number in the split, with its bytes that were scored and their nats. With config.suite there is "suite" too,
+    {task: ...}, and a row an item (workbench.evaluate.exam); the score stays that of the bits. Raises ValueError if the
+    run's data is not text, if the rows hold a single document, and what `exam` raises: here, before any training.
     """
     if isinstance(run.data, UnknownData):
         raise ValueError(
@@ -47,6 +49,8 @@ def evaluator(config: TextEvaluation, run: RunConfig) -> Callable[[LanguageModel
     @functools.cache
     def stream(split: str) -> TextStream:
         return data.stream(split)
+
+    asked = exam.evaluator(config.suite, run.model, stream("test").tokenizer) if config.suite else None
 
     def measured(model: LanguageModel, split: str) -> tuple[np.ndarray, np.ndarray, TextStream]:
         """Nats and bytes of each document of the split, as far as they were read."""
@@ -63,6 +67,9 @@ def evaluator(config: TextEvaluation, run: RunConfig) -> Callable[[LanguageModel
             found.rows += _rows(nats, count, source.documents.group, source.documents.groups, split="same")
             group, _ = gathered(source.documents.group, source.documents.groups)
             found["same_groups"] = bits_per_byte(nats[seen], count[seen], group[seen])
+        if asked is not None:
+            found["suite"] = answers = asked(model, split)
+            found.rows += answers.rows
         return found
 
     return evaluate

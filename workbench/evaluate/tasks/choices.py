@@ -48,9 +48,12 @@ class Choices:
     def perturbation(self) -> str:
         return self.form
 
+    @property
+    def available(self) -> int:
+        return max(len(questions(self.path)) - self.shots, 0)
+
     def __len__(self) -> int:
-        left = max(len(questions(self.path)) - self.shots, 0)
-        return min(self.count, left) if self.count else left
+        return min(self.count, self.available) if self.count else self.available
 
     def item(self, index: int, tokenizer: Tokenizer) -> Item:
         every = questions(self.path)

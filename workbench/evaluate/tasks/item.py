@@ -61,7 +61,8 @@ def probability(item: Item, log_probabilities: Sequence[float]) -> float | None:
 class Task(Protocol):
     """A frozen dataclass whose fields say everything about its items.
 
-    One of several tasks that ask the same questions in other ways may have `perturbation: str`, which way it is.
+    One of several tasks that ask the same questions in other ways may have `perturbation: str`, which way it is. One
+    whose items come from a file may have `available: int`, how many it holds; None or without it there is no end.
     """
 
     @property

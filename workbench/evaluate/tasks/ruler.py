@@ -65,8 +65,12 @@ class Ruler:
         needed = "essays" if self.kind in IN_ESSAYS else "questions" if self.kind in ON_DOCUMENTS else ""
         return needed if needed and not getattr(self, needed) else ""
 
+    @property
+    def available(self) -> int | None:
+        return len(self._questions().each) if self.kind in ON_DOCUMENTS else None
+
     def __len__(self) -> int:
-        return min(self.count, len(self._questions().each)) if self.kind in ON_DOCUMENTS else self.count
+        return self.count if self.available is None else min(self.count, self.available)
 
     def item(self, index: int, tokenizer: Tokenizer) -> Item:
         """As many units of haystack, or words, as fit with the answer; one more would be too long.
