@@ -95,12 +95,12 @@ def phonebook(
 
 def source(
     folder, arm, seed, longer=0, positions=(), *, steps=900, role="result", start=None, better=0.0, stream=None,
-    step_seconds=0.0, **changes,
+    step_seconds=0.0, suite=None, **changes,
 ):  # fmt: skip
     """One finished text run, or one that was extended to a longer length; with bits per byte at (start, end, mean)s.
 
     start: the initialisation's seed where it is not the data's. better: bits fewer than the arm has otherwise. stream:
-    what digests on the way are of; "" for none.
+    what digests on the way are of; "" for none. suite: what was answered of tasks in text.
     """
     run = RunConfig(
         study="phonebook", arm=arm, seed=seed if start is None else start, steps=steps, role=role,
@@ -133,6 +133,8 @@ def source(
     bits = {"mean": mean, "low": mean - 0.04, "high": mean + 0.04, "bytes": 195_000}
     same = {name: bits[name] - 0.25 for name in ("mean", "low", "high")}
     found = {"bits_per_byte": bits, "by_group": packages, "same_groups": same}
+    if suite:
+        found["suite"] = suite
     if positions:
         found["by_position"] = [
             {

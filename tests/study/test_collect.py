@@ -7,7 +7,7 @@ import pytest
 
 from workbench.command import main
 from workbench.config import load_file
-from workbench.study import answer, differences, judge
+from workbench.study import answer, certificate, differences, judge
 from workbench.study.collect import collect
 from workbench.study.summary import study_json
 
@@ -111,6 +111,18 @@ def test_an_arm_that_was_asked_other_items_is_neither_ranked_nor_compared(two):
     assert [arm for arm, verdict in verdicts.items() if not verdict.ranked] == ["mamba"]
     assert "items of mamba beside" in verdicts["mamba"].reasons[0]
     assert {arm for c in differences.comparisons(study) for arm in (c.first, c.second)} == {"hybrid", "mamba2"}
+
+
+def test_an_arm_that_was_asked_as_many_other_items_of_a_suite_is_not_ranked(tmp_path):
+    for arm, digest in (("transformer", "aa"), ("mamba", "aa"), ("hybrid", "bb")):
+        fake.source(tmp_path, arm, 0, suite={"recall-pairs-4": {"mean": 0.5, "items": 20, "digest": digest}})
+    study = collect(tmp_path)
+    verdicts = judge.verdicts(study, "text")
+    assert [arm for arm, verdict in verdicts.items() if not verdict.ranked] == ["hybrid"]
+    assert "suite.recall-pairs-4.digest: 'aa' -> 'bb'" in verdicts["hybrid"].reasons[0]
+    assert not next(check for check in judge.checks(study, "text") if check.name == "same evaluation").holds
+    claimed = certificate.claims(study)["runs"]
+    assert len({run["items"] for run in claimed.values()}) == 2
 
 
 def test_where_two_streams_stand_against_each_other_neither_is_ranked(tmp_path):

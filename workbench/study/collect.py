@@ -133,6 +133,11 @@ class Run:
         return interval(found) if found else None
 
     @property
+    def suite(self) -> dict[str, dict[str, Any]]:
+        """What was answered of each task in text on test (workbench.evaluate.exam); {} where none was asked."""
+        return self.evaluation("suite").get("suite", {})
+
+    @property
     def items(self) -> dict[str, Any]:
         """What the evaluation on test says of its items, which no model changes: how many, of what, how hard."""
         return _of_items(self.result.get("evaluation", {})) or {}
@@ -285,6 +290,7 @@ def _ending(values: dict[str, float], measure: str) -> float | None:
 
 
 OF_ITEMS = ("items", "documents", "bytes", "entries", "depth", "chance", "start", "end", "trained_entries", "baselines")
+OF_ITEMS += ("digest",)  # of a suite's items
 
 
 def _of_items(value: Any) -> Any:
