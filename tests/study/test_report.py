@@ -239,6 +239,30 @@ def test_held_out_files_of_trained_groups_have_a_column_beside_those_of_new_ones
     assert "trained groups" in terminal_table(study)
 
 
+def test_what_arms_answered_of_a_suite_is_a_table_with_what_is_at_chance_in_brackets(tmp_path):
+    def share(mean):
+        return {"mean": mean, "low": mean - 0.1, "high": mean + 0.1, "items": 20, "chance": 0.25, "digest": "aa"}
+
+    for arm, mean in (("transformer", 0.8), ("mamba", 0.3)):
+        for seed in (0, 1):
+            one = share(mean) | {"low": None, "high": None}  # of one cluster
+            suite = {"recall-pairs-4": share(mean + 0.1 * seed), "one": one, "short": {"left_out": "too short"}}
+            fake.source(tmp_path, arm, seed, suite=suite)
+    table = tables_module.every(collect(tmp_path))["text-suite"]
+    assert table.heads == ["task", "chance", "transformer", "mamba"] and len(table.rows) == 2
+    pairs, one = table.rows
+    assert pairs[:2] == ["recall-pairs-4\n20 items", "25.0\u00a0%"] and one[2:] == ["80.0\u00a0%", "30.0\u00a0%"]
+    assert re.fullmatch(r"85\.0 \[\d\d\.\d, \d\d\.\d\]\u00a0%", pairs[2])
+    assert re.fullmatch(r"\(35\.0 \[\d\d\.\d, \d\d\.\d\]\u00a0%\)", pairs[3])
+    page = report(tmp_path).read_text()
+    assert "What was answered of 2 tasks in text" in page and "(35.0\u00a0%)<small>[" in page
+    assert "recall-pairs-4 & 25.0" in pasted(collect(tmp_path), "latex")
+
+
+def test_a_study_that_asked_no_suite_has_no_table_of_one(troubled):
+    assert "text-suite" not in tables_module.every(collect(troubled[0])) and "tasks in text" not in troubled[1]
+
+
 # ---- extended runs
 
 

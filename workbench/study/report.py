@@ -17,7 +17,17 @@ from workbench.study.collect import LOOKED, Study, collect
 from workbench.study.page import PAGE, STYLE
 from workbench.study.statistics import LEAST_SEEDS
 from workbench.study.summary import study_json
-from workbench.study.tables import NUMBERS, budget_rows, columns, difference_rows, integer, rows, scaling_rows, short
+from workbench.study.tables import (
+    NUMBERS,
+    budget_rows,
+    columns,
+    difference_rows,
+    integer,
+    rows,
+    scaling_rows,
+    short,
+    suite_rows,
+)
 from workbench.study.wording import command, listed, question, title
 
 
@@ -74,7 +84,7 @@ def html(study: Study, drawings: Sequence[canvas.Drawing]) -> str:
         parts += [f"<section><h2>{escape(task.capitalize())}</h2>", _table(study, task)]
         parts += [_budgets(study, task)] if len(judge.budgets(study, task)) > 1 else []
         parts += [_figure(drawing) for drawing in own]
-        parts += [_curves(study, task), _comparisons(study, task), "</section>"]
+        parts += [_curves(study, task), _suite(study, task), _comparisons(study, task), "</section>"]
     parts += [_checks(study), _failures(study), _limits(study), _reproduce(study)]
     return PAGE.format(title=escape(title(study)), style=STYLE, body="\n".join(part for part in parts if part))
 
@@ -152,6 +162,22 @@ def _curves(study: Study, task: str) -> str:
         f"{_framed([(name, i > 0) for i, name in enumerate(heads)], body)}"
         '<p class="note">Bits per byte = floor + scale / x<sup>exponent</sup>, fitted to every seed; 95 % intervals '
         "over three seeds or more. With three sizes the floor is 0 by assumption.</p></details>"
+    )
+
+
+def _suite(study: Study, task: str) -> str:
+    heads, rows = suite_rows(study, task)
+    if not rows:
+        return ""
+    body = ""
+    for name, *cells in rows:
+        name, _, items = name.partition("\n")
+        body += f"<tr><td><b>{escape(name)}</b><small>{escape(items)}</small></td>{''.join(map(_cell, cells))}</tr>"
+    return (
+        f"<details><summary>What was answered of {len(rows)} tasks in text</summary>"
+        f"{_framed([(name, i > 0) for i, name in enumerate(heads)], body)}"
+        '<p class="note">The first metric of each task on test: mean over seeds and 95 % interval, in brackets where '
+        "this holds chance. No two arms are compared on these.</p></details>"
     )
 
 

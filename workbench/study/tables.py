@@ -6,8 +6,8 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from workbench.study import answer, canvas, certificate, differences, judge, scaling
-from workbench.study.collect import Run, Study
+from workbench.study import answer, canvas, certificate, differences, judge, scaling, statistics
+from workbench.study.collect import Run, Study, interval
 from workbench.study.wording import command, show, words
 
 
@@ -105,6 +105,32 @@ def _fitted(value: dict[str, float]) -> str:
     return f"{value['mean']:.3f}{interval}"
 
 
+def suite_rows(study: Study, task: str) -> tuple[list[str], list[list[str]]]:
+    """What the arms answered of tasks in text on test, over their seeds: headings, and a row a task of the suites.
+
+    A score stands in brackets where its interval holds chance. Tasks that were left out have no row.
+    """
+    done = [run for run in study.select("result", "control", task=task) if run.finished]
+    arms = list(dict.fromkeys(run.arm for run in done))
+    first = {name: found for run in done for name, found in run.suite.items() if "mean" in found}
+    if not first:
+        return [], []
+    body = []
+    for name, found in first.items():
+        cells = [_answered([run for run in done if run.arm == arm], name, found["chance"]) for arm in arms]
+        body.append([f"{name}\n{found['items']} items", f"{100 * found['chance']:.1f}\u00a0%", *cells])
+    return ["task", "chance", *arms], body
+
+
+def _answered(runs: Sequence[Run], name: str, chance: float) -> str:
+    scores = [found for run in runs if "mean" in (found := run.suite.get(name, {}))]
+    if not scores or any(each["low"] is None for each in scores):  # of one cluster, which has no interval
+        return f"{100 * sum(each['mean'] for each in scores) / len(scores):.1f}\u00a0%" if scores else "–"
+    (mean, low, high), _ = statistics.over_seeds([interval(each) for each in scores])
+    shown = show((mean, max(low, 0.0), min(high, 1.0)))
+    return f"({shown})" if low <= chance <= high else shown
+
+
 NUMBERS = ("difference", "noise floor", "p (Holm)")
 
 
@@ -134,7 +160,7 @@ class Table(NamedTuple):
 
 
 def every(study: Study) -> dict[str, Table]:
-    """Every table of a study by name: a task's own, budgets, curves against size, and differences."""
+    """Every table of a study by name: a task's own, budgets, curves against size, suites, and differences."""
     found = {}
     for task in study.tasks:
         body = []
@@ -149,6 +175,9 @@ def every(study: Study) -> dict[str, Table]:
         heads, body = scaling_rows(study, task)
         if body:
             found[f"{task}-curves"] = Table(heads, [i > 0 for i in range(len(heads))], body)
+        heads, body = suite_rows(study, task)
+        if body:
+            found[f"{task}-suite"] = Table(heads, [i > 0 for i in range(len(heads))], body)
         heads, body = difference_rows(study, task)
         if body:
             found[f"{task}-differences"] = Table(heads, [name in NUMBERS for name in heads], body)
