@@ -6,6 +6,8 @@ Question: with equal tokens, steps, width and non-embedding parameters (within 2
 Command:  workbench run experiments/text.py                (default)
           workbench run experiments/text.py --scale tiny   (two minutes: does everything run?)
           workbench run experiments/text.py --tune         (the learning rates below, from one grid for all arms)
+          workbench run experiments/text.py evaluation.suite=phonebook,recall,count=20
+                                                           (asks tasks in text too, on the way and at the end)
 Cost:     16 runs in 35 minutes on two cores; --tune: 20 runs in 14.
 Answer:   on new packages Mamba 1.942, Mamba-2 1.968, the hybrid 2.003, the Transformer 2.071 bits per byte, each pair
           told apart for these architectures; 0.24 to 0.25 less on held-out files of packages in training, in every
