@@ -19,7 +19,7 @@ from workbench.evaluate.tasks.item import Item, Task, TooShort, tokens
 from workbench.model.language_model import LanguageModel
 
 SPLITS = ("test", "select")
-FAR = 720_720  # items of a task that nobody asks on test; a multiple of 1 to 16, so that books are whole
+FAR = 720_720  # first item on select of a task that is made by rule; a multiple of 1 to 16, so that books are whole
 
 
 def evaluator(words: Sequence[str], model: ModelConfig, tokenizer: Tokenizer) -> Callable[[LanguageModel, str], Scored]:
