@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from workbench.count import count
 from workbench.data.tokenizer import Bytes
 from workbench.generate import Reading, Sampling, blank, complete, follow, generate, read, with_cache
 from workbench.model.language_model import create
+from workbench.model.names import named, restored
 
 SYMBOLS = {
     "M": Mamba2Config(state=4, head_dim=8),
@@ -48,6 +50,21 @@ def test_each_greedy_token_is_the_likeliest_after_the_whole_text_before_it(model
         np.testing.assert_array_equal(new, expected.argmax(axis=-1))
         np.testing.assert_allclose(chances, expected.max(axis=-1), atol=1e-5)
     assert greedy.reading.length.tolist() == [len(prompt) + NEW for prompt in PROMPTS]
+
+
+def test_generating_past_the_models_positions_is_refused_and_up_to_them_is_as_without_a_limit(model, greedy):
+    """The last token that is drawn is not read: 180 and 77 more are 256 that are."""
+    limited = restored(create(replace(model.config, positions=256), 0), named(model))
+    found = generate(limited, PROMPTS, 77)
+    for one, two in zip(found.tokens, greedy.tokens, strict=True):
+        np.testing.assert_array_equal(one, two[:77])
+    says = (
+        r"prompt 1 has 180 tokens and 78 are to be generated, 257 to be read; the model's positions allow 256: ask for"
+    )
+    with pytest.raises(ValueError, match=says):
+        generate(limited, PROMPTS, 78)
+    with pytest.raises(ValueError, match="prompt 1 has 257 tokens and 1 are to be generated"):
+        generate(limited, found.reading, 1)
 
 
 def test_a_row_gives_in_a_batch_what_it_gives_alone(model):

@@ -274,7 +274,7 @@ Overrides change the run's evaluation (its fields: PhonebookEvaluation, TextEval
 Prints a JSON object a run, one a line.
 
 With --text it is bits per byte on those files, of imported models too: documents are cut at `length` tokens, and `rows`
-of the pieces are read. What was trained on them is not known here.
+of the pieces are read, none longer than a released model's positions. What was trained on them is not known here.
 
 With --suite overrides change its tasks (their fields: workbench/evaluate/tasks). Suites are phonebook, recall,
 ruler-small (256 to 2048 tokens) and ruler (4k to 128k): six of its tasks need nothing more, five hide needles in your
@@ -330,7 +330,8 @@ measured by themselves first, and the predictions are written before any step is
   workbench generate runs/text/text-hybrid-s1-1a2b3c4d "import" --tokens 400 --top-p 0.9 --seed 7
   cat prompt.txt | workbench generate runs/text/text-hybrid-s1-1a2b3c4d - --temperature 0
 
-The prompt begins a document. The same seed gives the same text.""",
+The prompt begins a document. The same seed gives the same text. Prompt and text that are longer together than a
+released model's positions are refused.""",
     )
     each.add_argument("folder", metavar="RUN_FOLDER")
     each.add_argument("prompt", metavar="PROMPT", help="- for what stands on the standard input")
@@ -358,7 +359,8 @@ The prompt begins a document. The same seed gives the same text.""",
   curl localhost:8000/v1/completions -d '{"prompt": "def main():", "max_tokens": 40, "seed": 1, "stream": true}'
 
 Needs pip install 'architecture-workbench[serve]'. Requests of any lengths share a batch, and each is answered as it
-would be alone. Ctrl-C ends what was begun, then stops. Listens on this machine alone unless --host says otherwise; it
+would be alone; one that is longer, with its answer, than a released model's positions is refused with status 400.
+Ctrl-C ends what was begun, then stops. Listens on this machine alone unless --host says otherwise; it
 asks nobody for a password.""",
     )
     each.add_argument("folder", metavar="RUN_FOLDER")
@@ -718,12 +720,13 @@ def _speed(given: argparse.Namespace) -> None:
 
 def _generate(given: argparse.Namespace) -> None:
     from workbench.evaluate.score import subject
-    from workbench.generate import Sampling, complete, with_cache
+    from workbench.generate import Sampling, check_positions, complete, encoded, with_cache
 
     prompt = sys.stdin.read() if given.prompt == "-" else given.prompt
     model, tokenizer = subject(given.folder, given.step)
     model = with_cache(model, given.cache) if given.cache else model
     how = Sampling(given.repetition, given.temperature, given.top_k, given.top_p, given.min_p)
+    check_positions(model.config, "the prompt", len(encoded(tokenizer, [prompt])[0]), given.tokens)  # before any output
     print(prompt, end="", flush=True)
     show = lambda row, text: print(text, end="", flush=True)  # noqa: E731
     complete(model, tokenizer, [prompt], given.tokens, sampling=how, stop=given.stop, seed=given.seed, on_text=show)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from workbench.config import to_json
+from workbench.config import ModelConfig, to_json
 from workbench.exchange import safetensors
 from workbench.model.language_model import LanguageModel, ModelState, create
 from workbench.model.names import named, restored, weights_hash
@@ -134,6 +134,28 @@ def knobs(rows: Sequence[Sampling], every: bool = False) -> dict[str, np.ndarray
     names = sorted(set().union(*(each.active() for each in rows)))
     names = sorted(asdict(rows[0])) if names and every else names
     return {name: np.float32([[getattr(each, name)] for each in rows]) for name in names}
+
+
+def beyond(model: LanguageModel, tokens: int) -> int:
+    """By how many tokens a text of so many is longer than the model's positions allow; its last one is not read."""
+    return _over(model.config, tokens)
+
+
+def _over(config: ModelConfig, tokens: int) -> int:
+    return max(tokens - 1 - config.positions, 0) if config.positions else 0
+
+
+def check_positions(config: ModelConfig, what: str, tokens: int, new: int = 0, *, advice: str = "") -> None:
+    """Raises ValueError if `what`, a text of so many tokens with `new` ones to follow, is beyond the model's positions.
+
+    advice: what to do, in place of asking for fewer tokens or a shorter prompt.
+    """
+    if over := _over(config, tokens + new):
+        fewer = "ask for fewer" if over >= tokens else "ask for fewer, or give a shorter one"
+        raise ValueError(
+            f"{what} has {tokens} tokens{f' and {new} are to be generated' if new else ''}, {tokens + new - 1} to be "
+            f"read; the model's positions allow {config.positions}: {advice or fewer}"
+        )
 
 
 class Generated(NamedTuple):
@@ -259,9 +281,11 @@ def generate(
 
     A row's draws follow from its own seed, sampling and place in the text alone: from seed + row, or one seed a row.
     on_tokens is called with each row's new tokens, `every` of them (at most 64), to show them; what it returns as true
-    ends all.
+    ends all. Raises ValueError for a row that is longer, with these tokens, than the model's positions.
     """
     begun = isinstance(prompts, Reading)
+    for row, size in enumerate(prompts.length.tolist() if begun else map(np.size, prompts)):
+        check_positions(model.config, f"prompt {row}", size, tokens)
     reading = prompts if begun else read(model, prompts, room=min(tokens, BLOCK))
     rows = len(reading.length)
     seeds = [seed + row for row in range(rows)] if isinstance(seed, int) else list(seed)

@@ -148,6 +148,14 @@ def test_data_that_is_not_text_is_refused():
         evaluator(RUN.evaluation, run)
 
 
+def test_rows_that_are_longer_than_the_models_positions_are_refused_before_anything_is_read():
+    limited = dataclasses.replace(RUN, model=dataclasses.replace(RUN.model, positions=48))
+    evaluator(TextEvaluation(length=48), limited)
+    says = "a row of evaluation.length=49 has 50 tokens, 49 to be read; the model's positions allow 48: make evaluation"
+    with pytest.raises(ValueError, match=says):
+        evaluator(TextEvaluation(length=49), limited)
+
+
 def test_a_single_row_is_refused():
     with pytest.raises(ValueError, match="rows must be at least 2"):
         evaluator(TextEvaluation(rows=1), RUN)

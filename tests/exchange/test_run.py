@@ -119,6 +119,19 @@ def test_an_imported_model_has_bits_per_byte_on_files(source, tmp_path, capsys):
     assert found["bits_per_byte"]["low"] < found["bits_per_byte"]["mean"] < found["bits_per_byte"]["high"]
 
 
+def test_what_is_longer_than_an_imported_models_positions_is_neither_written_nor_read(lettered, tmp_path, capsys):
+    run, text = str(tmp_path / "llama"), tmp_path / "text.txt"
+    text.write_text("abcdefgh" * 100)
+    assert main(["import", str(lettered("llama-scaled-rotary")), run]) == 0  # of 512 positions
+    capsys.readouterr()
+    assert main(["generate", run, "ab", "--tokens", "511"]) == 2
+    out, said = capsys.readouterr()
+    assert out == "" and "the prompt has 3 tokens and 511 are to be generated, 513 to be read" in said
+    assert main(["evaluate", run, "length=513", "--text", str(text)]) == 2
+    said = capsys.readouterr().err
+    assert "a row of evaluation.length=513 has 514 tokens, 513 to be read; the model's positions allow 512" in said
+
+
 @pytest.mark.slow
 def test_an_imported_model_with_its_tokenizer_is_scored_and_generated_from(source, tmp_path, capsys):
     run = tmp_path / "mamba"

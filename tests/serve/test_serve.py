@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -17,6 +18,7 @@ from workbench.config import AttentionConfig, Mamba2Config, ModelConfig
 from workbench.data.tokenizer import Bytes
 from workbench.generate import complete, follow
 from workbench.model.language_model import create
+from workbench.model.names import named, restored
 from workbench.serve import engine as module
 from workbench.serve.app import application
 from workbench.serve.engine import Closed, Engine, Full, Request
@@ -237,6 +239,27 @@ def test_a_failure_is_told_and_the_next_request_is_answered(model, monkeypatch):
         second, more = asked()
         shaken.submit(second)
         assert ended(more)[-1].written == 8
+
+
+def test_what_is_longer_than_the_models_positions_is_refused_and_an_answer_of_no_given_length_ends_there(model):
+    limited = restored(create(replace(model.config, positions=32), 0), named(model))
+    bodies = [
+        {"prompt": "x" * 19, "max_tokens": 13, "temperature": 0},  # with its boundary 20, and 12 of 13 are read
+        {"prompt": "x" * 19, "max_tokens": 14, "temperature": 0},
+        {"prompt": "x" * 27, "temperature": 0},
+        {"prompt": "x" * 40, "temperature": 0},
+    ]
+    fits, over, open_, long = served(engine(limited), *bodies)
+    assert fits.status_code == 200 and fits.json()["usage"]["completion_tokens"] == 13
+    assert over.status_code == 400 and over.json()["error"] == {
+        "message": "the prompt has 20 tokens and 14 are to be generated, 33 to be read; the model's positions allow "
+        "32: ask for fewer, or give a shorter one",
+        "type": "invalid_request_error",
+        "param": "max_tokens",
+        "code": 400,
+    }
+    assert open_.json()["usage"] == {"prompt_tokens": 28, "completion_tokens": 5, "total_tokens": 33}
+    assert long.status_code == 400 and "the prompt has 41 tokens and 1 are to be" in long.json()["error"]["message"]
 
 
 # ---- the command

@@ -22,7 +22,18 @@ import numpy as np
 from tqdm import tqdm
 
 from workbench.data.tokenizer import Tokenizer, loaded
-from workbench.generate import Completion, Likelihood, Reading, Sampling, complete, encoded, follow, read
+from workbench.generate import (
+    Completion,
+    Likelihood,
+    Reading,
+    Sampling,
+    beyond,
+    check_positions,
+    complete,
+    encoded,
+    follow,
+    read,
+)
 from workbench.model.language_model import LanguageModel
 from workbench.train.checkpoint import load_model
 
@@ -108,12 +119,9 @@ def loglikelihood(
         texts.append(np.concatenate([[subject.tokenizer.boundary], each.ids]))
         starts.append(1 + place)
         straddles.append(bool(len(context.encode()) > (ends[place - 1] if place else 0)))
-        if not cut and beyond(subject.model, len(texts[-1])):
-            raise ValueError(
-                f"question {index} ({(context + continuation)[-SHOWN:]!r} at its end) has {len(texts[-1])} tokens with "
-                f"its boundary, {len(texts[-1]) - 1} to be read; the model's positions allow {room}: "
-                f"ask a shorter one, or {CUT}"
-            )
+        if not cut:
+            what = f"question {index} ({(context + continuation)[-SHOWN:]!r} at its end)"
+            check_positions(subject.model.config, what, len(texts[-1]), advice=f"ask a shorter one, or {CUT}")
     pieces = [
         (index, *piece)
         for index, (text, start) in enumerate(zip(texts, starts, strict=True))
@@ -137,11 +145,6 @@ def loglikelihood(
         size, was_cut = len(continuation.encode()), beyond(subject.model, len(text)) > 0
         scores.append(Score(total, whole, len(chance), size, straddle, chance, was_cut))
     return scores
-
-
-def beyond(model: LanguageModel, tokens: int) -> int:
-    """By how many tokens a text of so many is longer than the model's positions allow; its last one is not read."""
-    return max(tokens - 1 - model.config.positions, 0) if model.config.positions else 0
 
 
 def _pieces(size: int, start: int, room: int) -> list[tuple[int, int, int]]:
@@ -184,16 +187,13 @@ def generate_until(
     beginning. Raises it for tokens that are more than these positions alone.
     """
     subject.check()
-    texts, room = encoded(subject.tokenizer, prompts), subject.model.config.positions
+    texts = encoded(subject.tokenizer, prompts)
     for index, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
         if over := beyond(subject.model, len(text) + tokens):
             if not cut or over >= len(text):
-                advice = "ask for fewer" if over >= len(text) else f"ask for fewer, give a shorter one, or {CUT}"
-                raise ValueError(
-                    f"prompt {index} ({prompt[-SHOWN:]!r} at its end) has {len(text)} tokens with its boundary and "
-                    f"{tokens} are to be generated, {len(text) + tokens - 1} to be read; the model's positions allow "
-                    f"{room}: {advice}"
-                )
+                advice = "" if over >= len(text) else f"ask for fewer, give a shorter one, or {CUT}"
+                what = f"prompt {index} ({prompt[-SHOWN:]!r} at its end)"
+                check_positions(subject.model.config, what, len(text), tokens, advice=advice)
             texts[index] = text[over:]
     steps = subject.model.apart()
     out: list[Completion | None] = [None] * len(texts)

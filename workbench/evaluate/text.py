@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from workbench.config import Files, RunConfig, TextConfig, TextEvaluation, UnknownData
+from workbench.config import Files, ModelConfig, RunConfig, TextConfig, TextEvaluation, UnknownData
 from workbench.data.documents import Document, parts, read
 from workbench.data.text import Rows, TextStream
 from workbench.data.tokenizer import Tokenizer
 from workbench.evaluate import exam
 from workbench.evaluate.interval import t_quantile
 from workbench.evaluate.items import Scored
+from workbench.generate import check_positions
 from workbench.model.language_model import LanguageModel
 from workbench.train.loss import negative_log_likelihood
 
@@ -34,7 +35,8 @@ def evaluator(config: TextEvaluation, run: RunConfig) -> Callable[[LanguageModel
     "same_groups" too: bits per byte on the documents of training groups that were held out. Rows: a document each, by
     its number in the split, with its bytes that were scored and their nats. With config.suite there is "suite" too,
     {task: ...}, and a row an item (workbench.evaluate.exam); the score stays that of the bits. Raises ValueError if the
-    run's data is not text, if the rows hold a single document, and what `exam` raises: here, before any training.
+    run's data is not text, if a row is longer than the model's positions, if the rows hold a single document, and what
+    `exam` raises: here, before any training.
     """
     if isinstance(run.data, UnknownData):
         raise ValueError(
@@ -43,7 +45,7 @@ def evaluator(config: TextEvaluation, run: RunConfig) -> Callable[[LanguageModel
         )
     if not isinstance(run.data, TextConfig):
         raise ValueError(f"bits per byte needs text; the run's data is {type(run.data).__name__}, not TextConfig")
-    _check(config)
+    _check(config, run.model)
     data = dataclasses.replace(run.data, length=config.length)
 
     @functools.cache
@@ -80,8 +82,9 @@ def on_files(model: LanguageModel, tokenizer: Tokenizer, files: Files, config: T
 
     Documents are cut into pieces of `config.length` tokens, a row each, and `config.rows` of the rows are read, spread
     evenly. Nothing is held out or taken out: whether the model was trained on these texts is for the caller to know.
+    Raises ValueError if a row is longer than the model's positions, or the rows hold a single document.
     """
-    _check(config)
+    _check(config, model.config)
     documents = [each for part in parts((files,)) for each in read(part) if isinstance(each, Document)]
     encoded = tokenizer.encode([each.content for each in documents])
     ids = [np.concatenate([[tokenizer.boundary], each.ids]) for each in encoded]
@@ -106,9 +109,11 @@ def on_files(model: LanguageModel, tokenizer: Tokenizer, files: Files, config: T
     return _found(nats, count, group, names)
 
 
-def _check(config: TextEvaluation) -> None:
+def _check(config: TextEvaluation, model: ModelConfig) -> None:
     if config.rows < 2:
         raise ValueError(f"evaluation.rows must be at least 2, for an interval; got {config.rows}")
+    advice = f"make evaluation.length at most {model.positions}"
+    check_positions(model, f"a row of evaluation.length={config.length}", config.length + 1, advice=advice)
 
 
 def _measured(model: LanguageModel, rows: Iterator[Rows], documents: int) -> tuple[np.ndarray, np.ndarray]:

@@ -131,6 +131,8 @@ def asked(body: bytes, engine: Engine, name: str) -> Asked:
     except ValueError as error:
         raise Refused(400, str(error)) from None
     found = Asked(values, _prompts(values["prompt"], engine))
+    if given.get("max_tokens") is None:
+        values["max_tokens"] = max(min(values["max_tokens"], engine.room(max(map(len, found.prompts)))), 1)
     if found.answers > min(MANY, engine.waiting):
         raise Refused(400, f"{found.answers} answers asked for at once; at most {min(MANY, engine.waiting)}", "prompt")
     return found

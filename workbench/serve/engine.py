@@ -18,7 +18,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from workbench.data.tokenizer import Tokenizer
-from workbench.generate import SHOWN, Draw, Reading, Sampling, Tail, blank, draw_block, knobs, placed, reading_on
+from workbench.generate import (
+    SHOWN,
+    Draw,
+    Reading,
+    Sampling,
+    Tail,
+    blank,
+    check_positions,
+    draw_block,
+    knobs,
+    placed,
+    reading_on,
+)
 from workbench.model.language_model import LanguageModel
 
 GREEDY = Sampling()
@@ -109,9 +121,15 @@ class Engine:
             self._changed.notify()
         self._thread.join()
 
+    def room(self, prompt: int) -> int:
+        """How many tokens may follow a prompt of so many: within the context, and the model's positions."""
+        positions = self.model.config.positions
+        return min(self.context, positions + 1 if positions else self.context) - prompt
+
     def submit(self, *requests: Request) -> None:
         """Takes all of them or none. Raises Full, Closed, and ValueError for a request that does not fit."""
         for request in requests:
+            check_positions(self.model.config, "the prompt", len(request.prompt), request.tokens)
             size = len(request.prompt) + request.tokens
             if size > self.context:
                 raise ValueError(
