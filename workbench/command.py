@@ -258,12 +258,15 @@ needs JAX's CUDA plugin, but no GPU: ./setup.sh sm90a installs it beside this en
     each = command(
         "evaluate",
         _evaluate,
-        "evaluate finished runs again, on another split, with another evaluation, or by a suite of tasks in text",
+        "evaluate finished runs again: on another split, by another evaluation, by position in text, by tasks in text",
         """examples:
   workbench evaluate runs/phonebook/phonebook-hybrid-s3-1a2b3c4d
   workbench evaluate runs/phonebook/phonebook-*-s3-* entries=16,32,64 books=32
   workbench evaluate runs/phonebook/phonebook-hybrid-s3-1a2b3c4d --split select --step best
   workbench evaluate runs/released/smollm2 runs/text/text-hybrid-s1-* length=1024 --text "notes/**/*.md"
+
+  workbench evaluate runs/text/text-*-s1-* length=4096 --by-position
+  workbench evaluate runs/released/smollm2 length=32768 documents=8 --by-position --text "books/*.txt"
 
   workbench evaluate runs/text/text-hybrid-s1-1a2b3c4d --suite phonebook,ruler-small,recall
   workbench evaluate runs/text/text-hybrid-s1-1a2b3c4d --suite ruler essays="essays/*.txt" questions=squad.jsonl
@@ -275,6 +278,11 @@ Prints a JSON object a run, one a line.
 
 With --text it is bits per byte on those files, of imported models too: documents are cut at `length` tokens, and `rows`
 of the pieces are read, none longer than a released model's positions. What was trained on them is not known here.
+
+With --by-position it is bits per byte by the position in long documents, of the run's split or, with --text, of those
+files: `documents` of them, `length` tokens of each from its beginning, in bins that double in width. Any length is
+read, 16 times that of training too; bins past it are `extrapolated`: true (past the positions of an imported model;
+null where nobody knows its length). Numbers and figure are kept in the run's folder, positions/.
 
 With --suite overrides change its tasks (their fields: workbench/evaluate/tasks). Suites are phonebook, recall,
 ruler-small (256 to 2048 tokens) and ruler (4k to 128k): six of its tasks need nothing more, five hide needles in your
@@ -294,6 +302,9 @@ tasks download); waleffe holds the twelve of the paper, waleffe_mmlu_5 the one w
     )
     each.add_argument("items", nargs="+", metavar="RUN_FOLDER | NAME=VALUE", help="run folders, then overrides")
     each.add_argument("--text", metavar="FILES", help="files and globs, with commas: their text, instead of a split")
+    each.add_argument(
+        "--by-position", action="store_true", help="loss by position in long documents, of a split or --text"
+    )
     each.add_argument("--suite", help="suites and files of questions, with commas: phonebook,ruler-small,recall")
     each.add_argument("--lm-eval", metavar="TASKS", help="tasks of EleutherAI's lm-eval, with commas: waleffe,piqa")
     each.add_argument("--tasks", metavar="FOLDER", help="with --lm-eval: YAML files of further tasks")
@@ -585,6 +596,10 @@ def _evaluate(given: argparse.Namespace) -> int:
     overrides = [item for item in given.items if "=" in item]
     if not folders:
         raise ValueError("no run folder given; they are in a study's folder, such as runs/phonebook")
+    if given.by_position:
+        if given.suite is not None or given.lm_eval is not None:
+            raise ValueError("--by-position reads text, not tasks; leave out --suite and --lm-eval")
+        return _by_position(folders, given.text, overrides, given.split, given.step)
     if given.suite is not None:
         return _suite(folders, given.suite, overrides, given.step, given.cut, given.wandb)
     if given.lm_eval is not None:
@@ -607,14 +622,35 @@ def _text(folders: list[str], files: str, overrides: list[str], step: int | str 
     from workbench.evaluate.score import subject
     from workbench.evaluate.text import on_files
 
-    paths = Files(tuple(path.strip() for path in files.split(",") if path.strip()))
     evaluation = override(TextEvaluation(), *overrides)
     for folder in folders:
         examined = subject(folder, step)
         examined.check()
-        values = on_files(*examined, paths, evaluation)
+        values = on_files(*examined, Files(_listed(files)), evaluation)
         print(json.dumps({"run": Path(folder).resolve().name, "folder": folder, "text": files, **values}), flush=True)
     return 0
+
+
+def _by_position(
+    folders: list[str], files: str | None, overrides: list[str], split: str, step: int | str | None
+) -> int:
+    from workbench.config import Files, PositionEvaluation, override
+    from workbench.evaluate.draw import positions
+    from workbench.evaluate.position import of_run
+
+    evaluation = override(PositionEvaluation(), *overrides)
+    texts, of = (None, {"split": split}) if files is None else (Files(_listed(files)), {"text": files})
+    for folder in folders:
+        values, place = of_run(folder, evaluation, texts, split=split, step=step)
+        name, figure = Path(folder).resolve().name, place.with_suffix(".png")
+        positions({name: values}).savefig(figure, dpi=130)
+        print(json.dumps({"run": name, "folder": folder, **of, "figure": str(figure), **values}), flush=True)
+    return 0
+
+
+def _listed(words: str) -> tuple[str, ...]:
+    """What stands between commas."""
+    return tuple(word.strip() for word in words.split(",") if word.strip())
 
 
 def _suite(folders: list[str], names: str, overrides: list[str], step: int | str | None, cut: bool, wandb: str) -> int:

@@ -115,3 +115,11 @@ def test_loss_past_the_length_of_training_is_hollow_and_out_of_the_shade():
     assert [line.get_ydata()[0] for line in marks] == [3, 2.5, 2, 1.5]
     (shade,) = ax.patches
     assert shade.get_x() + shade.get_width() == 32
+
+
+def test_nothing_is_shaded_or_hollow_where_the_length_of_training_is_unknown():
+    bins = [{"start": 0, "end": 16, "mean": 3, "low": 2, "high": 4, "extrapolated": None}]
+    (ax,) = positions({"one": {"by_position": bins}}).axes
+    marks = [line for line in ax.lines if line.get_marker() == "o" and len(line.get_xdata()) == 1]
+    assert [line.get_markerfacecolor() == "white" for line in marks] == [False]
+    assert not ax.patches and not ax.texts

@@ -1,24 +1,31 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from workbench.command import main
 from workbench.config import (
     AttentionConfig,
+    Files,
     Mamba2Config,
     MambaConfig,
     ModelConfig,
     Packages,
+    Parent,
     PhonebookConfig,
     PositionEvaluation,
     RunConfig,
     TextConfig,
+    UnknownData,
 )
+from workbench.data.tokenizer import Bytes
 from workbench.evaluate import position
-from workbench.evaluate.position import bins, evaluator, long_documents, of_runs
+from workbench.evaluate.position import bins, evaluator, long_documents, of_runs, on_texts, trained_length
+from workbench.evaluate.text import of_files
 from workbench.model.language_model import create
 from workbench.train.loss import negative_log_likelihood
 
@@ -110,9 +117,13 @@ def test_bins_double_up_to_the_length():
     [
         ({"data": PhonebookConfig()}, "needs text; the run's data is PhonebookConfig"),
         ({"evaluation": PositionEvaluation(600, 1)}, "an interval needs 2 documents"),
-        ({"evaluation": PositionEvaluation(10**6)}, "has 0 documents of at least evaluation.length=1000000 tokens"),
+        (
+            {"evaluation": PositionEvaluation(10**6)},
+            r"has 0 documents of at least evaluation.length=1000000 tokens \(the longest has \d{4,}\)",
+        ),
+        ({"data": UnknownData(257)}, "what it was trained on is unknown, .* give texts with --text"),
     ],
-    ids=["data", "documents", "length"],
+    ids=["data", "documents", "length", "unknown"],
 )
 def test_what_cannot_be_evaluated_is_refused(model, changes, says):
     run = dataclasses.replace(RUN, **changes)
@@ -123,7 +134,7 @@ def test_what_cannot_be_evaluated_is_refused(model, changes, says):
 def test_runs_are_read_once_and_one_that_cannot_be_leaves_the_others(model, found, tmp_path, monkeypatch):
     strange = dataclasses.replace(RUN, data=PhonebookConfig())
     runs = {"text": RUN, "book": strange}
-    monkeypatch.setattr(position, "load_model", lambda folder: (runs[folder.name], model))
+    monkeypatch.setattr(position, "load_model", lambda folder, step: (runs[folder.name], model))
     folders = {name: tmp_path / name for name in runs}
     for folder in folders.values():
         folder.mkdir()
@@ -131,3 +142,67 @@ def test_runs_are_read_once_and_one_that_cannot_be_leaves_the_others(model, foun
     assert once["text"] == found and "is PhonebookConfig, not TextConfig" in once["book"]["error"]
     monkeypatch.setattr(position, "_nats", None)  # whoever reads anything again fails
     assert of_runs(folders, RUN.evaluation)["text"] == found
+
+
+def test_the_command_prints_the_loss_by_position_and_keeps_it_with_its_figure(
+    model, found, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(position, "load_model", lambda folder, step: (RUN, model))
+    folder = tmp_path / "text-run"
+    folder.mkdir()
+    words = ["evaluate", str(folder), "length=600", "documents=6", "--by-position"]
+    for split in ("test", "select"):
+        assert main([*words, "--split", split]) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert (said["run"], said["split"], said["folder"]) == ("text-run", split, str(folder))
+        assert (said["by_position"] == found["by_position"]) == (split == "test")
+        figure = Path(said["figure"])
+        assert figure.read_bytes().startswith(b"\x89PNG")
+        kept = json.loads(figure.with_suffix(".json").read_text())
+        assert kept.items() <= said.items()
+    assert len(list((folder / "positions").iterdir())) == 4
+
+
+@pytest.fixture
+def written(tmp_path):
+    """The first 600 bytes of the evaluated documents as files in two folders, and a short one."""
+    for number, tokens in enumerate(documents()):
+        folder = tmp_path / "texts" / f"{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.txt").write_bytes(bytes((tokens[1:] - 1).astype(np.uint8)))
+    (tmp_path / "texts" / "short.txt").write_text("short")
+    return Files((f"{tmp_path}/texts/**/*.txt",))
+
+
+def test_the_same_documents_in_files_have_the_same_loss_by_position(model, found, written):
+    texts = of_files(Bytes(), written)
+    for trained, flags in ((64, [False, False, True, True, True, True]), (None, [None] * 6), (600, [False] * 6)):
+        again = on_texts(model, texts, RUN.evaluation, trained)
+        assert [each["extrapolated"] for each in again["by_position"]] == flags
+        for one, two in zip(again["by_position"], found["by_position"], strict=True):
+            assert one["mean"] == pytest.approx(two["mean"], rel=1e-6) and one["bytes"] == two["bytes"]
+        within = sum(not flag for flag in flags)
+        assert again["bits_per_byte"]["bytes"] == sum(each["bytes"] for each in again["by_position"][:within])
+        assert set(again["by_group"]) == {"0", "1"}
+
+
+def test_texts_that_are_too_short_are_refused_naming_the_longest(model, written):
+    says = r"these texts have 0 documents of at least evaluation.length=601 tokens \(the longest has 600\)"
+    with pytest.raises(ValueError, match=says):
+        on_texts(model, of_files(Bytes(), written), PositionEvaluation(601), None)
+
+
+def test_other_texts_are_kept_apart(written, tmp_path):
+    once = of_files(Bytes(), written).digest
+    assert of_files(Bytes(), written).digest == once
+    (tmp_path / "texts" / "short.txt").write_text("shorn")
+    assert of_files(Bytes(), written).digest != once
+
+
+def test_the_length_of_training_is_that_of_the_data_or_an_imported_models_positions():
+    released = dataclasses.replace(RUN.model, positions=2048)
+    unknown = dataclasses.replace(RUN, data=UnknownData(257))
+    assert trained_length(RUN) == trained_length(dataclasses.replace(RUN, model=released)) == 64
+    assert trained_length(unknown) is None
+    assert trained_length(dataclasses.replace(unknown, model=released)) == 2048
+    assert trained_length(dataclasses.replace(RUN, model=released, parent=Parent("released"))) == 2048

@@ -132,6 +132,47 @@ def test_what_is_longer_than_an_imported_models_positions_is_neither_written_nor
     assert "a row of evaluation.length=513 has 514 tokens, 513 to be read; the model's positions allow 512" in said
 
 
+def test_an_imported_model_has_loss_by_position_up_to_sixteen_times_its_positions(lettered, tmp_path, capsys):
+    """Read stretch by stretch; the first bins are what the whole beginning read at once gives."""
+    run, rng = str(tmp_path / "llama"), np.random.default_rng(0)
+    source = lettered("llama-scaled-rotary")
+    config = json.loads((source / "config.json").read_text()) | {"max_position_embeddings": 128}
+    (source / "config.json").write_text(json.dumps(config))
+    assert main(["import", str(source), run]) == 0
+    ids = rng.integers(2, 28, (3, 16 * 128))
+    for number, row in enumerate(ids):
+        (tmp_path / f"{number}.txt").write_text("".join(chr(95 + letter) for letter in row))
+    (tmp_path / "short.txt").write_text("abc")
+    capsys.readouterr()
+    words = ["evaluate", run, f"length={16 * 128}", "--by-position", "--text", f"{tmp_path}/*.txt"]
+    assert main(words) == 0
+    found = json.loads(capsys.readouterr().out)
+
+    _, model = load_model(run)
+    tokens = np.concatenate([np.zeros((3, 1), int), ids[:, :64]], axis=1)
+    logits = np.asarray(model.logits(model(jnp.array(tokens[:, :-1])).hidden), np.float64)
+    nats = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, tokens[:, 1:, None], -1)[..., 0]
+    bins = found["by_position"]
+    assert [each["end"] for each in bins] == [2**n for n in range(4, 12)]
+    for each in bins[:3]:
+        expected = nats[:, each["start"] : each["end"]].mean() / np.log(2)
+        assert each["mean"] == pytest.approx(expected, abs=1e-4)
+    assert [each["extrapolated"] for each in bins] == [False] * 4 + [True] * 4
+    assert found["bits_per_byte"]["bytes"] == 3 * 128 and found["run"] == "llama"
+
+    kept, figure = sorted((tmp_path / "llama" / "positions").iterdir())
+    assert str(figure) == found["figure"] and figure.suffix == ".png"
+    assert json.loads(kept.read_text())["by_position"] == bins
+    assert main([*words[:2], "length=2049", *words[3:]]) == 2
+    assert "these texts have 0 documents of at least evaluation.length=2049 tokens (the longest has 2048)" in (
+        capsys.readouterr().err
+    )
+    assert main(["evaluate", run, "--by-position"]) == 2
+    assert "no text is held out for it; give texts with --text" in capsys.readouterr().err
+    assert main([*words, "--suite", "phonebook"]) == 2
+    assert "leave out --suite and --lm-eval" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_an_imported_model_with_its_tokenizer_is_scored_and_generated_from(source, tmp_path, capsys):
     run = tmp_path / "mamba"

@@ -126,7 +126,8 @@ def beside(found: Mapping[str, Mapping[str, dict[int, Items]]]) -> Figure | None
 def positions(found: Mapping[str, dict[str, Any]]) -> Figure:
     """Bits per byte against the position in long documents (workbench.evaluate.position), a curve a model.
 
-    Hollow and past the shade: further than any row in training. Bands: 95%, over groups of these documents.
+    Hollow and past the shade: further than any row in training, where the length of training is known. Bands: 95%, over
+    groups of these documents.
     """
     figure = Figure(figsize=(6.4, 3.9), layout="constrained", facecolor="white")
     ax, ticks, trained = figure.subplots(), set(), 0
@@ -147,11 +148,13 @@ def positions(found: Mapping[str, dict[str, Any]]) -> Figure:
             ax.plot(at, each["mean"], marker, color=colour, markerfacecolor="white" if each["extrapolated"] else colour)
         ax.plot([], [], f"-{marker}", color=colour, label=model)
         ticks |= {each["end"] for each in bins}
-        trained = max([trained, *(each["end"] for each in bins if not each["extrapolated"])])
+        trained = max([trained, *(each["end"] for each in bins if each["extrapolated"] is False)])
     ax.set(xlabel="position in the document, tokens", ylabel="bits per byte")
     _along(ax, ticks)
-    ax.axvspan(ax.get_xlim()[0], trained, color="#eef1f4", zorder=0, linewidth=0)
-    ax.annotate(" past training", (trained, 1), xycoords=("data", "axes fraction"), fontsize=8, color=GREY, va="top")
+    if trained:
+        ax.axvspan(ax.get_xlim()[0], trained, color="#eef1f4", zorder=0, linewidth=0)
+        at = (trained, 1)
+        ax.annotate(" past training", at, xycoords=("data", "axes fraction"), fontsize=8, color=GREY, va="top")
     ax.legend(fontsize=8.5, frameon=False)
     return figure
 

@@ -21,6 +21,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from workbench.config import RunConfig
 from workbench.data.tokenizer import Tokenizer, loaded
 from workbench.generate import (
     Completion,
@@ -65,13 +66,18 @@ def subject(folder: Path | str, step: int | Literal["best"] | None = None) -> Su
     Raises ValueError if there is no such checkpoint, or if the run was trained on tokens that stand for no text.
     """
     run, model = load_model(folder, step)
+    return Subject(model, tokenizer_of(folder, run))
+
+
+def tokenizer_of(folder: Path | str, run: RunConfig) -> Tokenizer:
+    """The tokenizer that a folder's run was trained with. Raises ValueError if there is none."""
     saved = Path(folder) / "tokenizer.json"
     if not saved.is_file():
         raise ValueError(
             f"{folder} has no tokenizer.json: its data ({type(run.data).__name__}) is no text, or it was trained "
             "before runs kept their tokenizer; give a run that was trained on text"
         )
-    return Subject(model, loaded(saved.read_bytes()))
+    return loaded(saved.read_bytes())
 
 
 class Score(NamedTuple):

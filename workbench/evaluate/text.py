@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 from zlib import crc32
 
 import jax
@@ -38,15 +40,8 @@ def evaluator(config: TextEvaluation, run: RunConfig) -> Callable[[LanguageModel
     run's data is not text, if a row is longer than the model's positions, if the rows hold a single document, and what
     `exam` raises: here, before any training.
     """
-    if isinstance(run.data, UnknownData):
-        raise ValueError(
-            f"{run.name} was imported, and what it was trained on is unknown, so that no text is held out for it; "
-            "give texts with --text, or tasks with --suite or --lm-eval"
-        )
-    if not isinstance(run.data, TextConfig):
-        raise ValueError(f"bits per byte needs text; the run's data is {type(run.data).__name__}, not TextConfig")
+    data = dataclasses.replace(text_of(run, "bits per byte"), length=config.length)
     _check(config, run.model)
-    data = dataclasses.replace(run.data, length=config.length)
 
     @functools.cache
     def stream(split: str) -> TextStream:
@@ -63,7 +58,7 @@ def evaluator(config: TextEvaluation, run: RunConfig) -> Callable[[LanguageModel
     def evaluate(model: LanguageModel, split: str = "test") -> dict:
         nats, count, source = measured(model, split)
         found = _found(nats, count, source.documents.group, source.documents.groups)
-        if split == "test" and run.data.held_out:
+        if split == "test" and data.held_out:
             nats, count, source = measured(model, "same")
             seen = count > 0
             found.rows += _rows(nats, count, source.documents.group, source.documents.groups, split="same")
@@ -85,28 +80,80 @@ def on_files(model: LanguageModel, tokenizer: Tokenizer, files: Files, config: T
     Raises ValueError if a row is longer than the model's positions, or the rows hold a single document.
     """
     _check(config, model.config)
-    documents = [each for part in parts((files,)) for each in read(part) if isinstance(each, Document)]
-    encoded = tokenizer.encode([each.content for each in documents])
-    ids = [np.concatenate([[tokenizer.boundary], each.ids]) for each in encoded]
-    pieces = [(number, at) for number, each in enumerate(encoded) for at in range(0, len(each.ids), config.length)]
+    texts = of_files(tokenizer, files)
+    pieces = [(number, at) for number, size in enumerate(texts.sizes) for at in range(0, size, config.length)]
 
     def rows(wanted: np.ndarray) -> Rows:
-        shape = (len(wanted), config.length)
-        tokens, targets, segments, lengths = (np.zeros(shape, np.int32) for _ in range(4))
-        of = np.full(shape, -1, np.int32)
-        for row, (number, at) in enumerate(pieces[index] for index in wanted):
-            after = ids[number][at + 1 : at + 1 + config.length]
-            here = np.s_[row, : len(after)]
-            tokens[here], targets[here] = ids[number][at : at + len(after)], after
-            segments[here], of[here] = 1, number
-            lengths[here] = encoded[number].lengths[at : at + len(after)]
-        return Rows({"tokens": tokens, "targets": targets, "segments": segments}, of, lengths)
+        return texts.read([pieces[index] for index in wanted], config.length)
 
     batches = _batches(rows, spread(len(pieces), config.rows), config.length)
-    nats, count = _measured(model, batches, len(documents))
+    nats, count = _measured(model, batches, len(texts.ids))
+    return _found(nats, count, texts.group, texts.names)
+
+
+class Texts(NamedTuple):
+    """Documents of any files: each one's tokens, its boundary first, and the bytes of each token but the boundary.
+
+    group: each document's, an index into names.
+    """
+
+    ids: list[np.ndarray]
+    bytes: list[np.ndarray]
+    group: np.ndarray
+    names: list[str]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Tokens of each document without its boundary."""
+        return np.array([len(each) for each in self.bytes], np.int64)
+
+    @property
+    def digest(self) -> str:
+        """Of tokens and groups: of the texts and of the tokenizer."""
+        names = [self.names[group] for group in self.group]
+        parts = [
+            hashlib.sha256(name.encode() + b"\0" + each.astype("<i4").tobytes())
+            for name, each in zip(names, self.ids, strict=True)
+        ]
+        return hashlib.sha256(b"".join(part.digest() for part in parts)).hexdigest()[:8]
+
+    def read(self, pieces: Sequence[tuple[int, int]], length: int) -> Rows:
+        """A row a piece (document, where in it): up to `length` targets, padded where the document ends before."""
+        shape = (len(pieces), length)
+        tokens, targets, segments, lengths = (np.zeros(shape, np.int32) for _ in range(4))
+        of = np.full(shape, -1, np.int32)
+        for row, (number, at) in enumerate(pieces):
+            after = self.ids[number][at + 1 : at + 1 + length]
+            here = np.s_[row, : len(after)]
+            tokens[here], targets[here] = self.ids[number][at : at + len(after)], after
+            segments[here], of[here] = 1, number
+            lengths[here] = self.bytes[number][at : at + len(after)]
+        return Rows({"tokens": tokens, "targets": targets, "segments": segments}, of, lengths)
+
+
+def of_files(tokenizer: Tokenizer, files: Files) -> Texts:
+    """The documents of these files as the tokenizer's tokens, in their order."""
+    documents = [each for part in parts((files,)) for each in read(part) if isinstance(each, Document)]
+    encoded = tokenizer.encode([each.content for each in documents])
     names = sorted({each.group for each in documents})
-    group = np.searchsorted(names, [each.group for each in documents])
-    return _found(nats, count, group, names)
+    return Texts(
+        [np.concatenate([[tokenizer.boundary], each.ids]) for each in encoded],
+        [each.lengths for each in encoded],
+        np.searchsorted(names, [each.group for each in documents]),
+        names,
+    )
+
+
+def text_of(run: RunConfig, what: str) -> TextConfig:
+    """The data of a run on text. Raises ValueError, for `what` needs it, if they are unknown or no text."""
+    if isinstance(run.data, UnknownData):
+        raise ValueError(
+            f"{run.name} was imported, and what it was trained on is unknown, so that no text is held out for it; "
+            "give texts with --text, or tasks with --suite or --lm-eval"
+        )
+    if not isinstance(run.data, TextConfig):
+        raise ValueError(f"{what} needs text; the run's data is {type(run.data).__name__}, not TextConfig")
+    return run.data
 
 
 def _check(config: TextEvaluation, model: ModelConfig) -> None:
