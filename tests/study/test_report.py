@@ -130,6 +130,29 @@ def test_every_figure_is_a_png_with_its_data_beside_it(troubled):
     assert float(next(r for r in rows if r["seed"] == "0" and r["entries"] == "8")["mean"]) == result[8].mean
 
 
+def test_cells_of_the_depth_map_that_copying_any_answer_would_explain_are_grey(tmp_path):
+    """Intervals of the books: of 2 entries the last place holds chance, 1/2; of the others only one, in both seeds."""
+    for seed in (0, 1):
+        path = fake.phonebook(tmp_path, "hybrid", seed) / "result.json"
+        result = json.loads(path.read_text())
+        for cell in result["evaluation"]["phonebook"]["by_depth"]:
+            doubtful = (cell["entries"], cell["depth"]) in ((2, 1.0), (16, 0.0))
+            low = 1 / cell["entries"] - 0.02 if doubtful else min(cell["mean"], 1) - 0.02
+            cell |= {"mean": low + 0.03, "low": low, "high": low + 0.06}
+        path.write_text(json.dumps(result))
+    drawing = figures.depth(collect(tmp_path), "phonebook")
+    ax = drawing.figure.axes[0]
+    _, grey = ax.images
+    seen = np.isnan(grey.get_array().filled(np.nan))
+    places = {2: [4, 5, 6, 7], 16: [0]}  # a small book's last place covers the lower half of the map
+    expected = np.ones((8, 6), bool)
+    for column, entries in enumerate(fake.ENTRIES):
+        expected[places.get(entries, []), column] = False
+    np.testing.assert_array_equal(seen, expected)
+    assert "Grey: no better than chance, which is copying any answer of the book" in drawing.caption
+    assert {row["chance"] for row in drawing.rows if row["entries"] == 16} == {1 / 16}
+
+
 def test_the_distance_of_every_arm_to_the_best_is_drawn_as_it_was_compared(troubled):
     folder, _ = troubled
     study = collect(folder)

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from workbench.evaluate.chance import grey_out
 from workbench.evaluate.contamination import counted
 from workbench.evaluate.suite import read_items, summary
 from workbench.record import read_json
@@ -26,7 +26,7 @@ SIZED = re.compile(r"(.+)-(\d+)(?:-tokens)?")  # a task's name: what grows, and 
 COLOURS = style.library["tableau-colorblind10"]["axes.prop_cycle"].by_key()["color"]
 MARKERS = "os^DvPX*"
 APART = 1.3  # times one number beside an axis, the next
-GREY, LIGHT = "#8a9097", "#d5d9de"  # of what cannot be told from chance; of a heat map's cell
+GREY = "#8a9097"  # of what cannot be told from chance
 DEPTHS = 5  # rows of a heat map: depth rounded to quarters
 
 Items = list[dict[str, Any]]
@@ -203,7 +203,7 @@ def depth(found: dict[str, dict[int, Items]]) -> Figure | None:
         sizes = found[family]
         grey = at_chance(sizes)
         ax.imshow(100 * values, aspect="auto", cmap="viridis", vmin=0, vmax=100)
-        ax.imshow(np.where(grey, 0, np.nan), aspect="auto", cmap=ListedColormap([LIGHT]))
+        grey_out(ax, grey)
         for (row, column), value in np.ndenumerate(values):
             if not np.isnan(value):
                 ax.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=8,

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from workbench.evaluate.chance import grey_out, holds
+from workbench.evaluate.interval import Interval
 from workbench.study import differences, judge, scaling, statistics, tune
 from workbench.study.canvas import (
     FAINT,
@@ -25,7 +27,7 @@ from workbench.study.canvas import (
     legend,
     print_across,
 )
-from workbench.study.collect import PLACES, Run, Study
+from workbench.study.collect import PLACES, Run, Study, interval
 from workbench.study.panels import (
     band,
     baselines,
@@ -130,7 +132,10 @@ def controls(study: Study, task: str) -> Drawing:
 
 
 def depth(study: Study, task: str) -> Drawing:
-    """Exact match by the asked-for entry's depth in the book and the number of entries, a map for each arm."""
+    """Exact match by the asked-for entry's depth in the book and the number of entries, a map for each arm.
+
+    Cells are grey where the interval over items and seeds holds what copying any answer of the book would give.
+    """
     runs, banner = drawable(study, task, "result")
     arms = list(dict.fromkeys(run.arm for run in runs if run.evaluation("exact_match").get("by_depth")))
     across = min(max(len(arms), 1), 4)
@@ -140,20 +145,28 @@ def depth(study: Study, task: str) -> Drawing:
     units, holder, whole, _ = words(task)
     image = None
     for ax, arm in zip(axes, arms, strict=False):
-        cells: dict[tuple[int, float], list[float]] = {}
+        cells: dict[tuple[int, float], list[Interval]] = {}
+        chances: dict[int, float] = {}
         for run in (r for r in runs if r.arm == arm):
-            for cell in run.evaluation("exact_match").get("by_depth", ()):
+            evaluation = run.evaluation("exact_match")
+            for size, found in evaluation.get("baselines", {}).items():
+                chances[int(size)] = found.get("copy_any", 0.0)
+            for cell in evaluation.get("by_depth", ()):
                 key = int(cell["entries"]), round(float(cell["depth"]), 4)
-                cells.setdefault(key, []).append(float(cell["mean"]))
-                rows.append({"arm": arm, "seed": run.replicate[1], **cell})
+                cells.setdefault(key, []).append(interval(cell))
+                rows.append({"arm": arm, "seed": run.replicate[1], **cell, "chance": chances.get(key[0])})
         sizes = sorted({k for k, _ in cells})
         bins = np.linspace(0, 1, max(sum(kk == k for kk, _ in cells) for k in sizes))
         grid = np.full((len(bins), len(sizes)), np.nan)
+        doubtful = np.zeros(grid.shape, bool)
         for j, k in enumerate(sizes):
             own = [d for kk, d in cells if kk == k]
             for i, d in enumerate(bins):  # a small book has few places: each covers the rows nearest to it
-                grid[i, j] = np.mean(cells[k, min(own, key=lambda x, d=d: abs(x - d))])
+                at, _ = statistics.over_seeds(cells[k, min(own, key=lambda x, d=d: abs(x - d))])
+                grid[i, j] = at.mean
+                doubtful[i, j] = k in chances and holds(at.low, at.high, chances[k])
         image = ax.imshow(100 * grid, vmin=0, vmax=100, cmap="cividis", aspect="auto", origin="upper")
+        grey_out(ax, doubtful)
         ax.set_xticks(range(len(sizes)), [str(k) for k in sizes])
         ax.set_yticks([0, len(bins) - 1], ["first", "last"])
         ax.tick_params(length=0)
@@ -174,7 +187,8 @@ def depth(study: Study, task: str) -> Drawing:
     print_across(figure, banner)
     caption = (
         f"Exact match by where what is asked for stands in the {holder} (down) and the number of {units} (across), "
-        "mean over seeds. Right of the dashed line: past the sizes in training."
+        "mean over seeds. Right of the dashed line: past the sizes in training. Grey: no better than chance, which is "
+        f"copying any answer of the {holder} (95 %, {band(runs)})."
     )
     return Drawing(f"{task}-depth", figure, rows, caption)
 
