@@ -54,7 +54,7 @@ def oracle(remembers=lambda place, entries: True, spoils=lambda number: number):
                 for number, place in zip(found, places, strict=True):
                     if remembers(place, (segments[b].sum() - 1) // ENTRY):
                         right[b, q] = spoils(number) == answers[q, b]
-        return right
+        return right, np.where(right.all(axis=-1), 0.0, -1.0)
 
     return answer
 
@@ -105,6 +105,7 @@ def test_the_items_are_kept_with_the_scores_and_say_which_question_was_right(sco
     rows = [row for row in result.rows if not row["removed"]]
     assert len(rows) == sum(share["items"] for share in result["exact_match"].values())
     assert all(row["right"] == [int(row["place"] >= row["entries"] // 2)] * 2 for row in rows)
+    assert all(row["log_probability"] == all(row["right"]) - 1 for row in result.rows)
     for entries, books in result["per_book"].items():
         for book, share in enumerate(books):
             of_book = [all(row["right"]) for row in rows if (str(row["entries"]), row["book"]) == (entries, book)]
@@ -173,14 +174,18 @@ def test_splits_ask_about_different_pairs():
 def test_answers_from_a_state_are_those_of_reading_everything_at_once(model):
     """Half the answers are set to what a plain pass says, so that there is something to be right about."""
     tokens, segments, asked, answers, _ = phonebook.questions(EXAM, DATA, "test", 4)
-    plain = jax.jit(lambda text: model.logits(model(text).hidden[:, -2:]).argmax(axis=-1))
-    said = np.stack([plain(jnp.asarray(np.concatenate([tokens, words], axis=1))) for words in asked])
+    plain = jax.jit(lambda text: model.logits(model(text).hidden[:, -2:]))
+    logits = np.stack([plain(jnp.asarray(np.concatenate([tokens, words], axis=1))) for words in asked])
+    said = logits.argmax(axis=-1)
     expected = np.random.default_rng(0).random(answers.shape) < 0.5
     answers = np.where(expected, said, said + 1).astype(np.int32)
     for padding in (0, 16):
         book, ids = (np.pad(a, ((0, 0), (0, padding))) for a in (tokens, segments))
-        right = phonebook.answer(model, book, ids, asked, answers)
+        right, chance = phonebook.answer(model, book, ids, asked, answers)
         np.testing.assert_array_equal(np.moveaxis(np.asarray(right), 1, 0), expected)
+        nats = logits.astype(np.float64) - np.log(np.exp(logits.astype(np.float64)).sum(-1, keepdims=True))
+        whole = np.take_along_axis(nats, answers[..., None], -1)[..., 0].sum(-1)
+        np.testing.assert_allclose(np.moveaxis(np.asarray(chance), 1, 0), whole, atol=1e-5)
 
 
 def test_a_book_is_asked_of_phone_book_data_only():

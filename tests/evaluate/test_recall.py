@@ -50,7 +50,7 @@ def oracle(model, tokens, segments, asked, answers):
                 found = [token for token in kept if token != BLANK]
             assert asked[q, d, asked.shape[-1] - size + 1 :].tolist() == answers[q, d, :-1].tolist()
             right[d, q] = [a == b for a, b in zip(found, answers[q, d].tolist(), strict=True)]
-    return right
+    return right, np.where(right.all(axis=-1), 0.0, -1.0)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,7 @@ def test_looking_back_answers_everything_but_what_was_taken_out(kind, model, mon
     assert bool(found["by_depth"]) == (kind in LOOKUPS)
     rows = [row for row in found.rows if not row["removed"]]
     assert len(rows) == sum(share["items"] for share in found["exact_match"].values())
+    assert all(row["log_probability"] == all(row["right"]) - 1 for row in found.rows)
     assert all(all(row["right"]) and (row["place"] is None) == (kind not in LOOKUPS) for row in rows)
     assert found["baselines"]["4"].get("copy_any") == (None if "copying" in kind else 0.25)
 
@@ -94,7 +95,7 @@ def test_asking_the_state_is_reading_the_whole_document(kind):
     """Each answer token's argmax after one pass over content, question and answer."""
     subject, data = create(run(kind).model, 1), run(kind).data
     content, asked, answers, _ = recall.questions(EXAM, data, "select", 4)
-    given = np.asarray(phonebook.answer(subject, content, np.ones_like(content), asked, answers))
+    given, _ = map(np.asarray, phonebook.answer(subject, content, np.ones_like(content), asked, answers))
     for query in range(len(asked)):
         whole = jnp.concatenate([content, asked[query]], axis=1)
         hidden = subject(whole).hidden[:, -answers.shape[-1] :]

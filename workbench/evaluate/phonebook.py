@@ -45,8 +45,9 @@ def evaluator(config: PhonebookEvaluation, run: RunConfig) -> Callable[[Language
         for exam, (tokens, segments, asked, answers, depth) in zip(exams, papers, strict=True):
             missing = longest - tokens.shape[1]  # padded to one length, so that every size runs one program
             tokens, segments = (np.pad(a, ((0, 0), (0, missing))) for a in (tokens, segments))
-            digits = np.asarray(answer(model, tokens, segments, asked, answers))
-            right[exam] = (digits[:, _distinct(depth)], depth[_distinct(depth)])
+            once = _distinct(depth)
+            digits, chance = (np.asarray(each)[:, once] for each in answer(model, tokens, segments, asked, answers))
+            right[exam] = (digits, chance, depth[once])
         by_size = {str(k): baselines(config, data, split, k) for k in config.entries}
         return scores(data.entries, right, by_size, 10.0**-data.digits)
 
@@ -80,7 +81,10 @@ def _distinct(depth: np.ndarray) -> np.ndarray:
 
 @jax.jit
 def answer(model, tokens, segments, asked, answers):
-    """Which digits are right: [books, queries, digits]."""
+    """Which digits are right [books, queries, digits], and the answers' log-probability in nats [books, queries].
+
+    The latter is the sum over all digits, each after the right ones before it.
+    """
     state = model.initial_state(tokens.shape[0], tokens.shape[1] + asked.shape[2])
     state = model(tokens, state, segments).state
     digits = answers.shape[-1]
@@ -88,22 +92,26 @@ def answer(model, tokens, segments, asked, answers):
     def ask(question):
         words, answer = question
         hidden = model(words, state).hidden[:, -digits:]
-        return model.logits(hidden).argmax(axis=-1) == answer
+        logits = model.logits(hidden)
+        nats = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+        chance = jnp.take_along_axis(nats, answer[..., None], axis=-1)[..., 0].sum(axis=-1)
+        return logits.argmax(axis=-1) == answer, chance
 
-    return jnp.moveaxis(jax.lax.map(ask, (asked, answers)), 0, 1)
+    return jax.tree.map(lambda each: jnp.moveaxis(each, 0, 1), jax.lax.map(ask, (asked, answers)))
 
 
 def scores(trained: Sequence[int], right: dict, baselines: dict[str, dict[str, float]], chance: float) -> Scored:
     """Exact match and digit accuracy by entry count with 95% intervals clustered by book, by depth, and baselines.
 
-    right: by (entries, removed), which digits are right [books, queries, digits] and the queries' depth.
+    right: by (entries, removed), what `answer` gives, and the queries' depth.
 
     score: mean exact match over the book sizes that were trained on, what the "best" checkpoint goes by; tuning goes
     by the mean over all sizes. digit_accuracy: each digit after the right ones before it. removed: the control, on
     test alone: exact match where the asked-for entry was taken out, which must fall to chance. Rows: a question each,
-    with the place that it asks for, None where it asks for no single one, and which of the answer's tokens are right.
+    with the place that it asks for, None where it asks for no single one, which of the answer's tokens are right, and
+    the log-probability of the whole answer in nats.
     """
-    known = [digits for (k, removed), (digits, _) in right.items() if k in trained and not removed]
+    known = [digits for (k, removed), (digits, *_) in right.items() if k in trained and not removed]
     score = float(np.mean([digits.all(axis=-1).mean() for digits in known])) if known else 0.0
     out = {
         "score": score,
@@ -113,7 +121,7 @@ def scores(trained: Sequence[int], right: dict, baselines: dict[str, dict[str, f
         "per_book": {},
     }
     out |= {"by_depth": [], "baselines": baselines, "removed": {}}
-    for (k, removed), (digits, depth) in right.items():
+    for (k, removed), (digits, _, depth) in right.items():
         whole = digits.all(axis=-1)
         if removed:
             out["removed"][str(k)] = _share(whole) | {"chance": chance}
@@ -136,8 +144,9 @@ def _rows(right: dict) -> list[dict]:
             "question": question,
             "place": int(depth[question]) if len(depth) else None,
             "right": digits[book, question].astype(int).tolist(),
+            "log_probability": float(chance[book, question]),
         }
-        for (k, removed), (digits, depth) in right.items()
+        for (k, removed), (digits, chance, depth) in right.items()
         for book, question in np.ndindex(digits.shape[:2])
     ]
 

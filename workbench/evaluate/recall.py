@@ -47,7 +47,7 @@ def evaluator(config: RecallEvaluation, run: RunConfig) -> Callable[[LanguageMod
             missing = ((0, 0), (0, longest - content.shape[1]))  # one length, so that the sizes run one program
             segments = np.pad(np.ones_like(content), missing)
             given = phonebook.answer(model, np.pad(content, missing), segments, asked, answers)
-            right[exam] = (np.asarray(given), depth)
+            right[exam] = (*map(np.asarray, given), depth)
         chance = (dict.fromkeys(LOOKUPS, 1 / half) | {"induction": 1 / data.symbols}).get(data.kind)
         baselines = {
             str(size): {"copy_any": 1 / size, "constant": chance} if chance else {"constant": data.symbols**-size}
