@@ -51,7 +51,7 @@ class Reading(NamedTuple):
     def rows(self, index: Sequence[int] | np.ndarray) -> Reading:
         """Some of the rows, in this order, one more than once if named more than once: a branch."""
         index = np.asarray(index)
-        state, hidden = jax.tree.map(lambda leaf: leaf[index], (self.state, self.hidden))
+        state, hidden = _rows((self.state, self.hidden), index)
         return Reading(state, hidden, self.length[index], self.capacity)
 
     def save(self, path: Path | str, model: LanguageModel) -> None:
@@ -314,7 +314,7 @@ def generate(
         count = min(left, every, BLOCK)
         wider = grown(model, reading, int(reading.length.max()) + count)
         if not owned and wider is reading:  # the caller's own stays as it is: it is a value
-            wider = reading._replace(state=jax.tree.map(jnp.copy, reading.state))
+            wider = reading._replace(state=_copied(reading.state))
         owned = True
         counts = jnp.full(rows, count, jnp.int32)
         state, hidden, draw, block = draw_block(steps, wider.state, wider.hidden, draw, counts)
@@ -451,6 +451,17 @@ class Block(NamedTuple):
 def _new(model: LanguageModel, rows: int, capacity: int):
     dtype = jnp.dtype(model.config.dtype)
     return model.initial_state(rows, capacity), jnp.zeros((rows, model.config.width), dtype)
+
+
+@jax.jit
+def _rows(kept, index: Int[Array, " B"]):
+    """One program, where every leaf by itself would be several."""
+    return jax.tree.map(lambda leaf: leaf[index], kept)
+
+
+@jax.jit
+def _copied(state: ModelState) -> ModelState:
+    return jax.tree.map(jnp.copy, state)
 
 
 def blank(model: LanguageModel, rows: int, capacity: int) -> Reading:

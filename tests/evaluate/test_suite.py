@@ -1,8 +1,11 @@
 import json
 import math
+import re
 import sys
+from collections import Counter
 from dataclasses import dataclass, replace
 
+import jax
 import numpy as np
 import pyarrow.parquet
 import pytest
@@ -16,7 +19,7 @@ from workbench.evaluate import score as scores
 from workbench.evaluate.compare import against_first, compare, mcnemar, paired, sentences
 from workbench.evaluate.interval import clustered
 from workbench.evaluate.score import Subject, generate_until, loglikelihood
-from workbench.evaluate.tasks.choices import Choices
+from workbench.evaluate.tasks.choices import FORMS, Choices
 from workbench.evaluate.tasks.item import Answer, Item
 from workbench.evaluate.tasks.phonebook import Phonebook
 from workbench.evaluate.tasks.recall import Recall
@@ -396,3 +399,31 @@ def test_lm_evals_tasks_without_its_package_name_the_extra(subject, tmp_path, mo
     monkeypatch.delattr(workbench.evaluate, "harness", raising=False)
     assert main(["evaluate", str(tmp_path), "--lm-eval", "piqa"]) == 2
     assert "pip install 'architecture-workbench[lm-eval]'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_mixed_suite_compiles_few_programs_and_more_items_of_it_hardly_any(tmp_path, caplog):
+    """Lots are of powers of two of rows, pieces of powers of two of tokens, caches of powers of two of places."""
+    model = create(ModelConfig("*", 8, 257, SYMBOLS), 0)
+    asked = [{"question": f"{'So ' * n}is {n} odd?", "choices": ["yes", "no"], "answer": n % 2} for n in range(40)]
+    (tmp_path / "odd.jsonl").write_text("".join(json.dumps(each) + "\n" for each in asked))
+
+    def compiled(count):
+        """How often each function was compiled to ask so many items of each task, and the lengths of their prompts."""
+        books = [Phonebook(n, count=count) for n in (4, 8, 16)]
+        others = [Recall("pairs", 4, count), Recall("copying", 16, count)]
+        others += [Ruler(kind, 512, count) for kind in ("niah_single_1", "vt")]
+        others += [Choices(str(tmp_path / "odd.jsonl"), form, count=count) for form in FORMS]
+        caplog.clear()
+        with jax.log_compiles():
+            found = suite.evaluate(Subject(model, Bytes()), [*books, *others], tmp_path)
+        assert not any("error" in each or "left_out" in each for each in found.values())
+        said = [re.match(r"Compiling jit\((\w+)\)", record.getMessage()) for record in caplog.records]
+        rows = [row for task in (*books, *others) for row in suite.read_items(tmp_path / f"{task.name}.parquet")]
+        return Counter(each[1] for each in said if each), {row["prompt_tokens"] for row in rows}
+
+    programs, lengths = compiled(8)
+    assert len(lengths) > 40 and programs["_read"] <= 20 and programs["draw_block"] <= 10
+    assert programs.total() <= 80, programs
+    more, longer = compiled(16)
+    assert len(longer - lengths) > 25 and more.total() <= 20, more
