@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -86,6 +88,17 @@ def test_a_figure_says_how_many_items_overlap_the_training_corpus(folder, monkey
         == ["Not scanned for overlap with the training corpus."] * 2
         + ["3 of 20 items share 13 words in a row with the training corpus."] * 2
     )
+
+
+@pytest.mark.parametrize("steps", [0, 20], ids=["imported", "trained on from it"])
+def test_a_figure_of_one_model_names_it_and_an_imported_one_by_its_source(folder, tmp_path, monkeypatch, steps):
+    place = shutil.copytree(folder, tmp_path / "released" / "suite" / "1a2b3c4d", ignore=lambda *_: ["released"])
+    parent = {"run": "Small-135M.Q4_1.gguf", "relation": "imported"}
+    write_json(place.parent.parent / "result.json", {"steps": steps, "parents": [parent]})
+    said = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: said.append(self.get_suptitle()))
+    draw(place)
+    assert said == (["released"] if steps else ["Small-135M.Q4_1.gguf"]) * 2
 
 
 def test_models_stand_side_by_side_a_panel_a_family(folder):

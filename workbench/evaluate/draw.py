@@ -45,12 +45,12 @@ def families(folder: Path | str) -> dict[str, dict[int, Items]]:
 def draw(folder: Path | str) -> list[Path]:
     """Writes curves.png and depth.png beside the items, as far as there are items to draw; returns what it wrote.
 
-    Below them: how many of the folder's items overlap the training corpus.
+    Above them: whose items they are. Below: how many overlap the training corpus.
     """
     folder, found = Path(folder), families(folder)
-    overlap = counted(read_json(folder / "results.json") or {})
+    whose, overlap = model_of(folder.resolve().parent.parent), counted(read_json(folder / "results.json") or {})
     written = []
-    for name, figure in (("curves", curves(found)), ("depth", depth(found))):
+    for name, figure in (("curves", curves(found, whose)), ("depth", depth(found, whose))):
         if figure is not None:
             figure.supxlabel(overlap, fontsize=7, color=GREY)
             written.append(folder / f"{name}.png")
@@ -58,10 +58,17 @@ def draw(folder: Path | str) -> list[Path]:
     return written
 
 
-def curves(found: dict[str, dict[int, Items]]) -> Figure | None:
+def model_of(run: Path) -> str:
+    """A run's name in a title: its folder's; of an imported model its source's, which says how it is quantised."""
+    result = read_json(run / "result.json") or {}
+    source = [each["run"] for each in result.get("parents", ()) if each["relation"] == "imported"]
+    return source[0] if source and not result["steps"] else run.name
+
+
+def curves(found: dict[str, dict[int, Items]], title: str = "") -> Figure | None:
     """Each family's first metric with its 95% interval against tokens of the prompt; Phonebook's against entries too.
 
-    A panel a suite. None where nothing is kept.
+    A panel a suite; title: whose they are. None where nothing is kept.
     """
     panels: dict[tuple[str, str], list[str]] = {}
     for family in found:
@@ -72,6 +79,7 @@ def curves(found: dict[str, dict[int, Items]]) -> Figure | None:
     if not panels:
         return None
     figure = Figure(figsize=(4.6 * len(panels), 3.8), layout="constrained", facecolor="white")
+    _titled(figure, title)
     for ax, ((suite, along), names) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items()):  # noqa: B905
         ticks = set()
         for index, family in enumerate(names):
@@ -173,6 +181,11 @@ def _curve(ax: Axes, places: list[float], scores: list[dict[str, Any]], index: i
     ax.plot([], [], f"-{marker}", color=colour, label=label)
 
 
+def _titled(figure: Figure, title: str) -> None:
+    if title:
+        figure.suptitle(title, fontsize=10)
+
+
 def _along(ax: Axes, ticks: set[int]) -> None:
     """A logarithmic axis with these ticks, but for those too near the one before to be read."""
     ax.set_xscale("log")
@@ -186,10 +199,10 @@ def _along(ax: Axes, ticks: set[int]) -> None:
     ax.grid(True, color="#e3e6ea", linewidth=0.7)
 
 
-def depth(found: dict[str, dict[int, Items]]) -> Figure | None:
+def depth(found: dict[str, dict[int, Items]], title: str = "") -> Figure | None:
     """A heat map for each family whose items say how deep in the prompt the answer stands: its first metric in %.
 
-    Cells are grey where chance would do. None where no items do.
+    Cells are grey where chance would do; title: whose they are. None where no items do.
     """
     maps = {family: heat(sizes) for family, sizes in found.items()}
     maps = {family: each for family, each in maps.items() if not np.isnan(each).all()}
@@ -198,6 +211,7 @@ def depth(found: dict[str, dict[int, Items]]) -> Figure | None:
     across = min(len(maps), 3)
     down = -(-len(maps) // across)
     figure = Figure(figsize=(4.2 * across, 2.9 * down), layout="constrained", facecolor="white")
+    _titled(figure, title)
     axes = figure.subplots(down, across, squeeze=False).flat
     for ax, (family, values) in zip(axes, maps.items()):  # noqa: B905
         sizes = found[family]
