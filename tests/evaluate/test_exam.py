@@ -151,7 +151,7 @@ def test_a_task_without_an_item_as_short_is_left_out_and_says_why(model, oracle)
         (["nowhere.jsonl"], "nowhere.jsonl is not there"),
         (["ruler-small", "essays=nowhere/*.txt"], "matches no file"),
         (["ruler-small", "length=64"], "no task has an item as short, for instance ruler-.* at its shortest and 64"),
-        (["recall", "size=32"], "recall-pairs-32 has a prompt of .* the model's positions allow 200"),
+        (["recall", "size=32"], "prompt of recall-pairs-32, with its answer, has .* the model's positions allow 200"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_before_training(words, said):
@@ -177,11 +177,11 @@ def test_data_that_is_not_text_is_asked_nothing():
 
 def test_a_prompt_as_long_as_the_models_positions_is_asked_and_one_longer_refused(model):
     words = ("recall", "kind=pairs", "size=2", "count=1")
-    longest = max(exam._read(item, Bytes()) for split in exam.SPLITS for item in _items(words, split))
-    limited = replace(MODEL, positions=longest)
+    longest = max(exam._size(item, Bytes()) for split in exam.SPLITS for item in _items(words, split))
+    limited = replace(MODEL, positions=longest - 1)  # the last token is not read
     assert exam.evaluator(words, limited, Bytes())(create(limited, 0), "test")["recall-pairs-2"]["items"] == 1
-    with pytest.raises(ValueError, match=f"has a prompt of {longest} tokens"):
-        exam.evaluator(words, replace(MODEL, positions=longest - 1), Bytes())
+    with pytest.raises(ValueError, match=f"has {longest} tokens, {longest - 1} to be read"):
+        exam.evaluator(words, replace(MODEL, positions=longest - 2), Bytes())
 
 
 def _items(words, split):

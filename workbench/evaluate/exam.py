@@ -16,6 +16,7 @@ from workbench.evaluate import suite
 from workbench.evaluate.items import Scored
 from workbench.evaluate.score import Subject
 from workbench.evaluate.tasks.item import Item, Task, TooShort, tokens
+from workbench.generate import check_positions
 from workbench.model.language_model import LanguageModel
 
 SPLITS = ("test", "select")
@@ -42,13 +43,9 @@ def evaluator(words: Sequence[str], model: ModelConfig, tokenizer: Tokenizer) ->
         except TooShort as why:
             left_out[task.name] = str(why)
             continue
-        if model.positions:
-            longest = max(_read(item, tokenizer) for each in items[task.name].values() for item in each.values())
-            if longest > model.positions:
-                raise ValueError(
-                    f"{task.name} has a prompt of {longest} tokens with its answer; the model's positions allow "
-                    f"{model.positions}: ask shorter ones"
-                )
+        longest = max(_size(item, tokenizer) for each in items[task.name].values() for item in each.values())
+        what = f"the longest prompt of {task.name}, with its answer,"
+        check_positions(model, what, longest, advice="ask shorter ones")
     if not items:
         raise ValueError(
             f"{', '.join(words)}: no task has an item as short, for instance {next(iter(left_out.values()))}"
@@ -82,10 +79,10 @@ def _items(task: Task, split: str, tokenizer: Tokenizer) -> dict[int, Item]:
     return {index: task.item(index, tokenizer) for index in range(first, first + count)}
 
 
-def _read(item: Item, tokenizer: Tokenizer) -> int:
-    """Tokens that are read of an item at most, the boundary in place of the last one, which is not read."""
+def _size(item: Item, tokenizer: Tokenizer) -> int:
+    """Tokens of an item with its boundary and its answer, at most."""
     texts = [tokens(tokenizer, item.prompt + choice) for choice in item.choices]
-    return max([tokens(tokenizer, item.prompt) + item.tokens, *texts])
+    return 1 + max([tokens(tokenizer, item.prompt) + item.tokens, *texts])
 
 
 def _scores(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -46,8 +46,8 @@ def evaluator(config: PhonebookEvaluation, run: RunConfig) -> Callable[[Language
             missing = longest - tokens.shape[1]  # padded to one length, so that every size runs one program
             tokens, segments = (np.pad(a, ((0, 0), (0, missing))) for a in (tokens, segments))
             once = _distinct(depth)
-            digits, chance = (np.asarray(each)[:, once] for each in answer(model, tokens, segments, asked, answers))
-            right[exam] = (digits, chance, depth[once])
+            digits, nats = (np.asarray(each)[:, once] for each in answer(model, tokens, segments, asked, answers))
+            right[exam] = (digits, nats, depth[once])
         by_size = {str(k): baselines(config, data, split, k) for k in config.entries}
         return scores(data.entries, right, by_size, 10.0**-data.digits)
 
@@ -93,9 +93,9 @@ def answer(model, tokens, segments, asked, answers):
         words, answer = question
         hidden = model(words, state).hidden[:, -digits:]
         logits = model.logits(hidden)
-        nats = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-        chance = jnp.take_along_axis(nats, answer[..., None], axis=-1)[..., 0].sum(axis=-1)
-        return logits.argmax(axis=-1) == answer, chance
+        each = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+        nats = jnp.take_along_axis(each, answer[..., None], axis=-1)[..., 0].sum(axis=-1)
+        return logits.argmax(axis=-1) == answer, nats
 
     return jax.tree.map(lambda each: jnp.moveaxis(each, 0, 1), jax.lax.map(ask, (asked, answers)))
 
@@ -144,9 +144,9 @@ def _rows(right: dict) -> list[dict]:
             "question": question,
             "place": int(depth[question]) if len(depth) else None,
             "right": digits[book, question].astype(int).tolist(),
-            "log_probability": float(chance[book, question]),
+            "log_probability": float(nats[book, question]),
         }
-        for (k, removed), (digits, chance, depth) in right.items()
+        for (k, removed), (digits, nats, depth) in right.items()
         for book, question in np.ndindex(digits.shape[:2])
     ]
 
