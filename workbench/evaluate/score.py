@@ -184,10 +184,12 @@ def generate_until(
     batch: int = BATCH,
     share: bool = True,
     cut: bool = False,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     progress: bool | str = False,
 ) -> list[Completion]:
     """What follows each prompt, until a stop string, the document's end or `tokens` tokens, in the prompts' order.
+
+    Draws follow from seed + the prompt's place, or from one seed a prompt.
 
     Raises ValueError for a prompt that is longer, with these tokens, than the model's positions; cut: leave off its
     beginning. Raises it for tokens that are more than these positions alone.
@@ -205,7 +207,7 @@ def generate_until(
     out: list[Completion | None] = [None] * len(texts)
     with _bar(len(texts), progress) as bar:
         for lot, reading in _read_all(subject.model, texts, [len(text) for text in texts], batch, share):
-            seeds = [seed + index for index in lot]
+            seeds = [seed + index if isinstance(seed, int) else seed[index] for index in lot]
             given = complete(steps, subject.tokenizer, reading, tokens, sampling=sampling, stop=stop, seed=seeds)
             out = _placed(out, lot, given, bar)
     return out

@@ -109,18 +109,24 @@ def to_huggingface(
                 arrays[name][...] = part.reshape(arrays[name].shape)
     path.mkdir(parents=True, exist_ok=True)
     if isinstance(tokenizer, Json):
-        boundary = tokenizer.fast.id_to_token(tokenizer.boundary)
-        others = [token for token in tokenizer.ends if token != tokenizer.boundary]
-        end = others[0] if others and boundary not in BOUNDARIES else tokenizer.boundary  # <s> begins, and ends nothing
-        raw["bos_token_id"], raw["eos_token_id"] = tokenizer.boundary, end
-        write_json(path / "tokenizer.json", json.loads(tokenizer.fast.to_str()))
-        special = {"bos_token": boundary, "eos_token": tokenizer.fast.id_to_token(end)}
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True, **special}
-        write_json(path / "tokenizer_config.json", settings)
+        raw["bos_token_id"], raw["eos_token_id"] = write_tokenizer(path, tokenizer)
     safetensors.write(path / "model.safetensors", arrays)
     write_json(path / "config.json", raw)
     write_text(path / "README.md", card(config, kind, about or {}))
     return kind
+
+
+def write_tokenizer(path: Path, tokenizer: Json) -> tuple[int, int]:
+    """As transformers' AutoTokenizer loads it; returns the tokens that documents begin and end with."""
+    boundary = tokenizer.fast.id_to_token(tokenizer.boundary)
+    others = [token for token in tokenizer.ends if token != tokenizer.boundary]
+    end = others[0] if others and boundary not in BOUNDARIES else tokenizer.boundary  # <s> begins, and ends nothing
+    path.mkdir(parents=True, exist_ok=True)
+    write_json(path / "tokenizer.json", json.loads(tokenizer.fast.to_str()))
+    special = {"bos_token": boundary, "eos_token": tokenizer.fast.id_to_token(end)}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True, **special}
+    write_json(path / "tokenizer_config.json", settings)
+    return tokenizer.boundary, end
 
 
 # ---- tensors
