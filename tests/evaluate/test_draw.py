@@ -29,9 +29,9 @@ def folder(tmp_path):
         rows = [
             row(i, float(entries == 4 and i % 5 >= 2), tokens, depth=(i % 5) / 4, entries=entries) for i in range(20)
         ]
-        suite._write(tmp_path / f"phonebook-standard-{entries}.parquet", rows)
-    suite._write(tmp_path / "recall-copying-4.parquet", [row(i, 1.0, 50, size=4) for i in range(3)])
-    suite._write(tmp_path / "questions-letter.parquet", [row(i, 1.0, 50, answer=1) for i in range(3)])
+        suite.write_items(tmp_path / f"phonebook-standard-{entries}.parquet", rows)
+    suite.write_items(tmp_path / "recall-copying-4.parquet", [row(i, 1.0, 50, size=4) for i in range(3)])
+    suite.write_items(tmp_path / "questions-letter.parquet", [row(i, 1.0, 50, answer=1) for i in range(3)])
     return tmp_path
 
 

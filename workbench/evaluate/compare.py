@@ -14,7 +14,7 @@ import numpy as np
 from scipy import special
 
 from workbench.evaluate.interval import clustered_mean, holm, normal_quantile, t_quantile
-from workbench.evaluate.suite import read_items, summary
+from workbench.evaluate.suite import read_items, summary, weights_of
 
 SURE = 0.05  # of p
 POWER = 0.8  # that the needed items would show the difference
@@ -23,7 +23,7 @@ POWER = 0.8  # that the needed items would show the difference
 class Comparison(NamedTuple):
     """first - second of a task's first metric, over the items that both were asked.
 
-    at_chance: neither score can be told from that of an answer that knows nothing.
+    at_chance: neither score can be told from that of an answer that knows nothing. lower_is_better: as bits per byte.
     p: exact McNemar where answers are right or wrong and each item stands alone, else Student's t over clusters.
     needed: items at which a difference as large as this one would be seen, as often as POWER; None if it is zero.
     """
@@ -38,6 +38,7 @@ class Comparison(NamedTuple):
     p: float
     needed: int | None
     at_chance: bool = False
+    lower_is_better: bool = False
 
 
 def compare(first: Path, second: Path, task: str) -> Comparison | None:
@@ -48,24 +49,39 @@ def compare(first: Path, second: Path, task: str) -> Comparison | None:
     """
     one, two = ({row["item"]: row for row in read_items(folder / f"{task}.parquet")} for folder in (first, second))
     a, b = ([rows[item] for item in one if item in two] for rows in (one, two))
-    if len({row["cluster"] for row in a}) < 2:
+    if not a:
         return None
     if [row["digest"] for row in a] != [row["digest"] for row in b]:
         raise ValueError(
             f"{task}: the two were not asked the same {len(one)} and {len(two)} items, so they cannot be compared one "
             "by one (prompts made to a length in tokens differ with the tokenizer)"
         )
+    if not a[0]["metrics"]:
+        raise ValueError(f"{task}: its scores are of all items together, so the two cannot be compared one by one")
     metric = next(iter(a[0]["metrics"]))
+    both = [(x, y) for x, y in zip(a, b, strict=True) if None not in (x["metrics"][metric], y["metrics"][metric])]
+    if len({row["cluster"] for row, _ in both}) < 2:
+        return None
+    a, b = zip(*both, strict=True)
     pairs = np.array([(x["metrics"][metric], y["metrics"][metric]) for x, y in zip(a, b, strict=True)])
-    found = paired(task, metric, *pairs.T, [row["cluster"] for row in a])
-    return found._replace(at_chance=all(summary(rows)["at_chance"] for rows in (a, b)))
+    found = paired(task, metric, *pairs.T, [row["cluster"] for row in a], weights_of(a))
+    at_chance = all(summary(rows)["at_chance"] for rows in (a, b))
+    return found._replace(at_chance=at_chance, lower_is_better=a[0].get("lower_is_better", False))
 
 
-def paired(task: str, metric: str, a: np.ndarray, b: np.ndarray, clusters: Sequence[str]) -> Comparison:
-    """The comparison of two scores an item. Raises ValueError below two clusters."""
+def paired(
+    task: str,
+    metric: str,
+    a: np.ndarray,
+    b: np.ndarray,
+    clusters: Sequence[str],
+    weights: np.ndarray | None = None,
+) -> Comparison:
+    """The comparison of two scores an item; weights: how much each counts. Raises ValueError below two clusters."""
     _, cluster = np.unique(clusters, return_inverse=True)
-    items = np.bincount(cluster)
-    mean, low, high = clustered_mean(np.bincount(cluster, a - b), items)
+    weights = np.ones(len(a)) if weights is None else weights
+    items = np.bincount(cluster, weights)
+    mean, low, high = clustered_mean(np.bincount(cluster, weights * (a - b)), items)
     error = (high - mean) / t_quantile(0.95, len(items) - 1)
     if set(np.unique([a, b])) <= {0.0, 1.0} and len(items) == len(a):
         p = mcnemar(int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum()))
@@ -75,7 +91,8 @@ def paired(task: str, metric: str, a: np.ndarray, b: np.ndarray, clusters: Seque
         p = float(mean == 0)
     wanted = (normal_quantile(1 - SURE) + float(special.ndtri(POWER))) * error
     needed = math.ceil(len(a) * (wanted / mean) ** 2) if mean else None
-    return Comparison(task, metric, len(a), float(a.mean()), float(b.mean()), low, high, p, needed)
+    first, second = (float(np.average(scores, weights=weights)) for scores in (a, b))
+    return Comparison(task, metric, len(a), first, second, low, high, p, needed)
 
 
 def mcnemar(one: int, other: int) -> float:
@@ -109,7 +126,7 @@ def sentences(found: Sequence[Comparison | None]) -> list[str]:
         if each.at_chance:
             said = "neither can be told from chance"
         elif p < SURE:
-            said = f"the {'first' if each.first > each.second else 'second'} is ahead"
+            said = f"the {'first' if (each.first > each.second) != each.lower_is_better else 'second'} is ahead"
         else:
             said = "no difference seen"
             said += f"; one of this size would take about {each.needed:,} items" if each.needed else ""

@@ -14,7 +14,8 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,25 +114,44 @@ def evaluate(
     """
     _pyarrow()
     subject.check()
-    folder.mkdir(parents=True, exist_ok=True)
-    results = read_json(folder / "results.json") or {}
-    with tqdm(total=sum(map(_size, tasks)), unit="item", disable=not progress) as bar:
+
+    def asking() -> Iterator[tuple[str, Callable[[], dict]]]:
         for task in tasks:
             bar.set_description(task.name)
             done = bar.n + _size(task)
-            before = results.get(task.name, {})
-            try:
-                results[task.name] = ask(subject, task, folder, batch, bar, cut)
-                if "overlapping" in before and before["digest"] == results[task.name]["digest"]:
-                    results[task.name]["overlapping"] = before["overlapping"]
-            except TooShort as why:
-                results[task.name] = {"left_out": str(why)}
-            except Exception as error:  # whatever is wrong with one task
-                why = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-                results[task.name] = {"error": why}
+            yield task.name, partial(ask, subject, task, folder, batch, bar, cut)
             bar.update(done - bar.n)
-            write_json(folder / "results.json", results)
-    return {task.name: results[task.name] for task in tasks}
+
+    with tqdm(total=sum(map(_size, tasks)), unit="item", disable=not progress) as bar:
+        return each_alone(asking(), folder)
+
+
+def each_alone(asking: Iterable[tuple[str, Callable[[], dict]]], folder: Path) -> dict[str, dict]:
+    """What each (task, how to ask it) says, or {"left_out": why} or {"error": why}, which leave the others as they are.
+
+    All are kept in results.json as they come, beside those of tasks that were asked before.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    results, asked = read_json(folder / "results.json") or {}, []
+    for name, ask in asking:
+        before = results.get(name, {})
+        try:
+            results[name] = ask()
+            if "overlapping" in before and before["digest"] == results[name]["digest"]:
+                results[name]["overlapping"] = before["overlapping"]
+        except TooShort as why:
+            results[name] = {"left_out": str(why)}
+        except Exception as error:  # whatever is wrong with one task
+            results[name] = {"error": _why(error)}
+        asked.append(name)
+        write_json(folder / "results.json", results)
+    return {name: results[name] for name in asked}
+
+
+def _why(error: BaseException) -> str:
+    """What it says; with its kind if it is not one of ours, and with what caused it."""
+    said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    return f"{said} ({_why(error.__cause__)})" if error.__cause__ and not isinstance(error, ValueError) else said
 
 
 def _size(task: Task) -> int:
@@ -185,7 +205,7 @@ def ask(
         if bar is not None:
             bar.update(len(lot))
     table = [_row(task, item, rows[index]) for index, item in enumerate(items)]
-    _write(kept, [*table, *(row for row in before if row["item"] >= len(items))])  # of a greater count
+    write_items(kept, [*table, *(row for row in before if row["item"] >= len(items))])  # of a greater count
     log.unlink(missing_ok=True)
     return summary(table)
 
@@ -201,18 +221,28 @@ def answered(subject: Subject, task: Task, items: Mapping[int, Item], batch: int
 
 
 def _row(task: Task, item: Item, answer: Mapping[str, Any]) -> dict[str, Any]:
-    """An item as it is kept (see `ask`). answer: what was answered, with the item's number and digest."""
+    metrics = task.score(item, Answer(answer["completion"], tuple(answer["log_probabilities"])))
+    return row_of(task.name, item, answer, metrics, getattr(task, "perturbation", ""))
+
+
+def row_of(
+    task: str, item: Item, answer: Mapping[str, Any], metrics: Mapping[str, float] | None, perturbation: str = ""
+) -> dict[str, Any]:
+    """What is kept of an item (see `ask`); answer: its number and digest, and what was answered.
+
+    metrics: None where the scores are of all items together.
+    """
     return {
-        "task": task.name,
+        "task": task,
         "item": answer["item"],
         "trial": 0,
-        "perturbation": getattr(task, "perturbation", ""),
+        "perturbation": perturbation,
         **answer,
         **{name: _plain(value) for name, value in item._asdict().items() if name not in ("stop", "tokens")},
         "cluster": item.cluster or f"item {answer['item']}",
         "cut": bool(answer.get("cut")),
         "probability": probability(item, answer["log_probabilities"]),
-        "metrics": task.score(item, Answer(answer["completion"], tuple(answer["log_probabilities"]))),
+        "metrics": metrics,
     }
 
 
@@ -224,7 +254,7 @@ def scan(folder: Path, names: Sequence[str], documents: Iterable[str]) -> dict[s
     results = read_json(folder / "results.json") or {}
     owners = []
     for name in names:
-        if "items" in results.get(name, {}) and "overlapping" not in results[name]:
+        if "digest" in results.get(name, {}) and "overlapping" not in results[name]:  # it has items of its own
             owners += [
                 (name, " ".join([row["prompt"], *row["references"]])) for row in read_items(folder / f"{name}.parquet")
             ]
@@ -279,27 +309,19 @@ def _asked(subject: Subject, items: Sequence[Item], batch: int, cut: bool = Fals
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Each metric's mean with its 95% interval, clustered; the first is held against chance.
 
-    at_chance: the interval holds chance, so that the score says nothing; None where one cluster gives no interval.
+    at_chance: the interval holds chance, so that the score says nothing; None where one cluster gives no interval, and
+    where chance is None: not known. Items may have a weight, else each counts once, and may lack a metric.
     """
-    _, cluster = np.unique([row["cluster"] for row in rows], return_inverse=True)
-    asked = np.bincount(cluster)
-    metrics = {}
-    for name in rows[0]["metrics"]:
-        values = np.array([row["metrics"][name] for row in rows], float)
-        totals = np.bincount(cluster, values)
-        share = values.min() >= 0 and values.max() <= 1
-        if len(asked) < 2:
-            metrics[name] = {"mean": float(values.mean()), "low": None, "high": None}
-        else:
-            metrics[name] = (clustered if share else clustered_mean)(totals, asked)._asdict()
-    first = next(iter(metrics.values()))
-    chance = float(np.mean([row["chance"] for row in rows]))
+    metrics = {name: _interval(rows, name) for name in rows[0]["metrics"] or {}}
+    low, high = next(((first["low"], first["high"]) for first in metrics.values()), (None, None))
+    chances = [row["chance"] for row in rows]
+    chance = None if None in chances else float(np.mean(chances))
     return {
         "items": len(rows),
-        "clusters": len(asked),
+        "clusters": len({row["cluster"] for row in rows}),
         "digest": hashlib.sha256("".join(row["digest"] for row in rows).encode()).hexdigest()[:16],
         "chance": chance,
-        "at_chance": None if first["low"] is None else first["low"] <= chance <= first["high"],
+        "at_chance": None if low is None or chance is None else low <= chance <= high,
         "straddles": sum(row["straddles"] for row in rows),
         "cut": sum(bool(row.get("cut")) for row in rows),  # which items that were kept before do not say
         "merges_digits": any((row["facts"] or {}).get("merges_digits", False) for row in rows),
@@ -307,20 +329,36 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def table(results: dict[str, dict]) -> str:
-    """A line a task: its first metric, which stands in brackets where it cannot be told from chance."""
+def _interval(rows: Sequence[dict[str, Any]], metric: str) -> dict[str, float | None]:
+    """Of the items that have the metric; without low and high below two clusters."""
+    rows = [row for row in rows if row["metrics"].get(metric) is not None]
+    _, cluster = np.unique([row["cluster"] for row in rows], return_inverse=True)
+    values, weights = np.array([row["metrics"][metric] for row in rows], float), weights_of(rows)
+    totals, asked = np.bincount(cluster, weights * values), np.bincount(cluster, weights)
+    if len(asked) < 2:
+        return {"mean": float(totals.sum() / asked.sum()), "low": None, "high": None}
+    share = values.min() >= 0 and values.max() <= 1 and (weights == 1).all()
+    return (clustered if share else clustered_mean)(totals, asked)._asdict()
+
+
+def weights_of(rows: Sequence[dict[str, Any]]) -> np.ndarray:
+    """1 of an item that has none."""
+    return np.array([row.get("weight", 1.0) for row in rows], float)
+
+
+def table(results: dict[str, dict], every: bool = False) -> str:
+    """A line a task: its first metric, which stands in brackets where it cannot be told from chance.
+
+    every: a line a metric. Beside it stands its interval, or where it has one its standard error.
+    """
     lines = []
     for name, found in results.items():
         if why := found.get("error") or found.get("left_out"):
             lines.append((name, "failed" if "error" in found else "left out", why))
             continue
-        metric, share = next(iter(found["metrics"].items()))
-        text = f"{share['mean']:.3f}"
-        if share["low"] is not None:
-            text += f" [{share['low']:.3f}, {share['high']:.3f}]"
         noted = f"{found['items']} items"
         if found["at_chance"]:
-            text, noted = f"({text})", f"{noted}; at chance, {found['chance']:.3f}"
+            noted = f"{noted}; at chance, {found['chance']:.3f}"
         if found["straddles"]:
             noted += f"; {found['straddles']} with a token across the cut"
         if found.get("cut"):
@@ -329,9 +367,19 @@ def table(results: dict[str, dict]) -> str:
             noted += "; its tokens merge digits"
         if found.get("overlapping"):
             noted += f"; {found['overlapping']} overlap the training corpus"
-        lines.append((name, f"{metric} {text}", noted))
+        for place, (metric, share) in enumerate(found["metrics"].items()):
+            if place and not every:
+                break
+            text = f"{share['mean']:.3f}"
+            if share.get("error") is not None:
+                text += f" ± {share['error']:.3f}"
+            elif share["low"] is not None:
+                text += f" [{share['low']:.3f}, {share['high']:.3f}]"
+            if found["at_chance"] and not place:
+                text = f"({text})"
+            lines.append((name, f"{metric} {text}", "" if place else noted))
     widths = [max((len(line[column]) for line in lines), default=0) for column in range(2)]
-    return "\n".join(f"{a.ljust(widths[0])}  {b.ljust(widths[1])}  {c}" for a, b, c in lines)
+    return "\n".join(f"{a.ljust(widths[0])}  {b.ljust(widths[1])}  {c}".rstrip() for a, b, c in lines)
 
 
 # ---- items on the disk
@@ -348,7 +396,7 @@ def _pyarrow():
     return pyarrow
 
 
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_items(path: Path, rows: list[dict[str, Any]]) -> None:
     """Whole or not at all."""
     pyarrow = _pyarrow()
     part = path.with_name(f".{path.name}.part")
