@@ -272,6 +272,7 @@ needs JAX's CUDA plugin, but no GPU: ./setup.sh sm90a installs it beside this en
   workbench evaluate runs/text/text-hybrid-s1-1a2b3c4d --suite ruler essays="essays/*.txt" questions=squad.jsonl
   workbench evaluate runs/text/text-*-s1-* shots=5 count=100 --suite questions.jsonl
   workbench evaluate runs/text/text-hybrid-s1-1a2b3c4d --lm-eval waleffe,waleffe_mmlu_5
+  workbench evaluate runs/text/text-*-s1-* --lm-eval niah_single_1,ruler_fwe --lengths 1024
 
 Overrides change the run's evaluation (its fields: PhonebookEvaluation, TextEvaluation in workbench/config.py).
 Prints a JSON object a run, one a line.
@@ -297,8 +298,11 @@ unharmed, and what no prompt is short enough for with this tokenizer is left out
 Prompts that are longer than a released model's positions allow are refused, with --suite and --lm-eval; --cut leaves
 off their beginning instead, and says of how many.
 
-With --lm-eval the tasks, metrics and errors are those of EleutherAI's lm-eval (needs the extra lm-eval, and what its
-tasks download); waleffe holds the twelve of the paper, waleffe_mmlu_5 the one with five examples.""",
+With --lm-eval the tasks, metrics and standard errors are those of EleutherAI's lm-eval (needs the extra lm-eval, and
+what its tasks download); waleffe holds the twelve of the paper, waleffe_mmlu_5 the one with five examples. Its items,
+brackets, failures and comparisons are those of --suite, and what was answered is not asked again. --tasks names a
+folder of YAML files, which may `include` one of lm-eval's own and read local files. Its LongBench also needs jieba,
+fuzzywuzzy and rouge, its RULER nltk, wonderwords and transformers.""",
     )
     each.add_argument("items", nargs="+", metavar="RUN_FOLDER | NAME=VALUE", help="run folders, then overrides")
     each.add_argument("--text", metavar="FILES", help="files and globs, with commas: their text, instead of a split")
@@ -308,6 +312,8 @@ tasks download); waleffe holds the twelve of the paper, waleffe_mmlu_5 the one w
     each.add_argument("--suite", help="suites and files of questions, with commas: phonebook,ruler-small,recall")
     each.add_argument("--lm-eval", metavar="TASKS", help="tasks of EleutherAI's lm-eval, with commas: waleffe,piqa")
     each.add_argument("--tasks", metavar="FOLDER", help="with --lm-eval: YAML files of further tasks")
+    lengths = "tokens of a prompt, of tasks that are made to a length (lm-eval's RULER: 4096 unless said)"
+    each.add_argument("--lengths", type=_numbers, default=(), metavar="TOKENS,...", help=lengths)
     each.add_argument("--cut", action="store_true", help="cut what is longer than a model's positions from the left")
     each.add_argument("--wandb", choices=("online", "offline", "disabled"), default="offline", help="default: offline")
     each.add_argument("--split", choices=("select", "test"), default="test", help="default: test")
@@ -601,9 +607,9 @@ def _evaluate(given: argparse.Namespace) -> int:
             raise ValueError("--by-position reads text, not tasks; leave out --suite and --lm-eval")
         return _by_position(folders, given.text, overrides, given.split, given.step)
     if given.suite is not None:
-        return _suite(folders, given.suite, overrides, given.step, given.cut, given.wandb)
+        return _suite(folders, given, overrides)
     if given.lm_eval is not None:
-        return _lm_eval(folders, given.lm_eval, overrides, given.step, given.tasks, given.cut)
+        return _lm_eval(folders, given, overrides)
     if given.text is not None:
         return _text(folders, given.text, overrides, given.step)
     from workbench.config import override
@@ -653,7 +659,37 @@ def _listed(words: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in words.split(",") if word.strip())
 
 
-def _suite(folders: list[str], names: str, overrides: list[str], step: int | str | None, cut: bool, wandb: str) -> int:
+def _suite(folders: list[str], given: argparse.Namespace, overrides: list[str]) -> int:
+    from workbench.evaluate import suite
+
+    tasks = suite.tasks(_listed(given.suite), overrides, given.lengths)
+
+    def ask(examined: Any, place: Path) -> dict[str, dict]:
+        return suite.evaluate(examined, tasks, place, cut=given.cut, progress=sys.stderr.isatty())
+
+    return _asked(folders, given.step, given.wandb, ask)
+
+
+def _lm_eval(folders: list[str], given: argparse.Namespace, overrides: list[str]) -> int:
+    from workbench.evaluate import harness
+
+    if overrides:
+        raise ValueError(f"{overrides[0]!r}: tasks of lm-eval are changed in their YAML; give your own with --tasks")
+
+    def ask(examined: Any, place: Path) -> dict[str, dict]:
+        wanted = {"tasks": given.tasks, "cut": given.cut, "lengths": given.lengths}
+        return harness.evaluate(examined, _listed(given.lm_eval), place, **wanted)
+
+    return _asked(folders, given.step, given.wandb, ask, "lm-eval")
+
+
+def _asked(
+    folders: list[str], step: int | str | None, wandb: str, ask: Callable[..., dict[str, dict]], below: str = ""
+) -> int:
+    """Asks every run and shows, draws, logs and compares what came out.
+
+    ask: (its model and tokenizer, folder of its items) -> results by task. below: a folder in that of its suites.
+    """
     from workbench.evaluate import suite
     from workbench.evaluate.compare import against_first
     from workbench.evaluate.contamination import documents_of
@@ -661,43 +697,27 @@ def _suite(folders: list[str], names: str, overrides: list[str], step: int | str
     from workbench.evaluate.score import subject
     from workbench.train.track import log_suite
 
-    tasks = suite.tasks([name.strip() for name in names.split(",") if name.strip()], overrides)
-    kept, failed = {}, False
+    kept, failed, names = {}, False, {}
     for folder in folders:
         examined = subject(Path(folder), step)
-        kept[folder] = place = suite.place(examined, folder)
-        results = suite.evaluate(examined, tasks, place, cut=cut, progress=sys.stderr.isatty())
+        home = suite.place(examined, folder)
+        kept[folder] = place = home / below
+        results = ask(examined, place)
+        names |= dict.fromkeys(results)
         failed |= any("error" in found for found in results.values()) or all("left_out" in f for f in results.values())
         documents, why = documents_of(folder)
         if documents is not None:
             results |= suite.scan(place, list(results), documents)
-        print(f"{folder}\n{suite.table(results)}\nitems: {place}", flush=True)
+        print(f"{folder}\n{suite.table(results, every=bool(below))}\nitems: {place}", flush=True)
         if why:
             print(f"not scanned for overlap with the training corpus: {why}")
-        figures = draw(place)
+        figures = [] if below else draw(place)
         for path in figures:
             print(f"figure: {path}")
-        log_suite(Path(folder), place, wandb, results, figures)
+        log_suite(Path(folder), home, wandb, results, figures)
     if len(kept) > 1:
-        print("\n".join(against_first(kept, [task.name for task in tasks])))
+        print("\n".join(against_first(kept, list(names))))
     return 1 if failed else 0
-
-
-def _lm_eval(
-    folders: list[str], names: str, overrides: list[str], step: int | str | None, tasks: str | None, cut: bool
-) -> int:
-    from workbench.evaluate import harness, suite
-    from workbench.evaluate.score import subject
-
-    if overrides:
-        raise ValueError(f"{overrides[0]!r}: tasks of lm-eval are changed in their YAML; give your own with --tasks")
-    for folder in folders:
-        examined = subject(Path(folder), step)
-        kept = suite.place(examined, folder) / "lm-eval"
-        wanted = [name.strip() for name in names.split(",")]
-        results = harness.evaluate(examined, wanted, kept, tasks=tasks, cut=cut)
-        print(f"{folder}\n{harness.table(results)}\nitems: {kept}", flush=True)
-    return 0
 
 
 def _extend(given: argparse.Namespace) -> int:

@@ -137,7 +137,7 @@ def test_items_that_were_kept_before_these_columns_are_read_and_not_asked_again(
     new = ("trial", "perturbation", "cut", "probability")
     suite.evaluate(subject, [Sums(8)], tmp_path)
     rows = suite.read_items(tmp_path / "sums.parquet")
-    suite._write(tmp_path / "sums.parquet", [{name: row[name] for name in row if name not in new} for row in rows])
+    suite.write_items(tmp_path / "sums.parquet", [{name: row[name] for name in row if name not in new} for row in rows])
     asked.clear()
     assert suite.summary(suite.read_items(tmp_path / "sums.parquet"))["cut"] == 0
     found = suite.evaluate(subject, [Sums(6)], tmp_path)["sums"]
@@ -391,6 +391,9 @@ def test_the_command_prints_a_line_a_task_and_compares_two_runs(subject, asked, 
     assert main(["evaluate", folders[0], *QUIET, "--suite", "short"]) == 1
     assert main(["evaluate", folders[0], *QUIET, "--suite", "sum"]) == 2
     assert "no suite 'sum'; did you mean 'sums'" in capsys.readouterr().err
+    monkeypatch.setattr(suite, "SUITES", {"sums": (Sums(6),)})
+    assert main(["evaluate", folders[0], *QUIET, "--suite", "sums", "--lengths", "64"]) == 2
+    assert "no task of sums has a length" in capsys.readouterr().err
 
 
 def test_lm_evals_tasks_without_its_package_name_the_extra(subject, tmp_path, monkeypatch, capsys):
