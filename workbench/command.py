@@ -671,14 +671,14 @@ def _suite(folders: list[str], given: argparse.Namespace, overrides: list[str]) 
 
 
 def _lm_eval(folders: list[str], given: argparse.Namespace, overrides: list[str]) -> int:
-    from workbench.evaluate import harness
+    from workbench.evaluate.lm_eval.ask import evaluate
 
     if overrides:
         raise ValueError(f"{overrides[0]!r}: tasks of lm-eval are changed in their YAML; give your own with --tasks")
 
     def ask(examined: Any, place: Path) -> dict[str, dict]:
         wanted = {"tasks": given.tasks, "cut": given.cut, "lengths": given.lengths}
-        return harness.evaluate(examined, _listed(given.lm_eval), place, **wanted)
+        return evaluate(examined, _listed(given.lm_eval), place, **wanted)
 
     return _asked(folders, given.step, given.wandb, ask, "lm-eval")
 

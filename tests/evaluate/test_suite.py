@@ -398,8 +398,9 @@ def test_the_command_prints_a_line_a_task_and_compares_two_runs(subject, asked, 
 
 def test_lm_evals_tasks_without_its_package_name_the_extra(subject, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    monkeypatch.delitem(sys.modules, "workbench.evaluate.harness", raising=False)
-    monkeypatch.delattr(workbench.evaluate, "harness", raising=False)
+    for name in ("", ".ask", ".items", ".model"):
+        monkeypatch.delitem(sys.modules, f"workbench.evaluate.lm_eval{name}", raising=False)
+    monkeypatch.delattr(workbench.evaluate, "lm_eval", raising=False)
     assert main(["evaluate", str(tmp_path), "--lm-eval", "piqa"]) == 2
     assert "pip install 'architecture-workbench[lm-eval]'" in capsys.readouterr().err
 

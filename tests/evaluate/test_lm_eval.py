@@ -15,9 +15,10 @@ from lm_eval.tasks import TaskManager
 from workbench.command import main
 from workbench.config import AttentionConfig, Mamba2Config, ModelConfig
 from workbench.data.tokenizer import Bytes
-from workbench.evaluate import contamination, harness, suite
+from workbench.evaluate import contamination, suite
 from workbench.evaluate import score as scores
 from workbench.evaluate.compare import against_first, compare
+from workbench.evaluate.lm_eval import ask, model
 from workbench.evaluate.score import Subject, generate_until, loglikelihood, loglikelihood_rolling
 from workbench.evaluate.tasks.recall import Recall
 from workbench.model.language_model import create
@@ -82,7 +83,7 @@ def choices(count=2):
 
 
 def evaluate(subject, names, local, folder, **how):
-    return harness.evaluate(subject, names, folder, tasks=local.folder, defaults=False, **how)
+    return ask.evaluate(subject, names, folder, tasks=local.folder, defaults=False, **how)
 
 
 def test_local_tasks_of_three_kinds_score_what_the_three_questions_say(subject, local, tmp_path):
@@ -154,10 +155,10 @@ def test_a_task_that_fails_leaves_the_others_of_its_group_unharmed(subject, loca
 
 
 def test_a_killed_evaluation_asks_only_what_is_missing(subject, local, tmp_path, monkeypatch):
-    monkeypatch.setattr(harness, "LOT", 4)
+    monkeypatch.setattr(model, "LOT", 4)
     local("local_choice", choices(6), *KINDS["local_choice"])
     local("local_writing", [{"prompt": "ab" * n, "after": ""} for n in range(1, 7)], *KINDS["local_writing"])
-    asked, whole = [], {name: getattr(harness, name) for name in ("loglikelihood", "generate_until")}
+    asked, whole = [], {name: getattr(model, name) for name in ("loglikelihood", "generate_until")}
 
     def dies_after(count):
         def counted(name, subject, given, *rest, **how):
@@ -167,7 +168,7 @@ def test_a_killed_evaluation_asks_only_what_is_missing(subject, local, tmp_path,
             return whole[name](subject, given, *rest, **how)
 
         for name in whole:
-            monkeypatch.setattr(harness, name, lambda *given, name=name, **how: counted(name, *given, **how))
+            monkeypatch.setattr(model, name, lambda *given, name=name, **how: counted(name, *given, **how))
 
     names, out = ["local_choice", "local_writing"], tmp_path / "out"
     for count in (8, 16):  # within the choices' three lots, then after one of the prompts' two
@@ -203,8 +204,8 @@ def test_two_models_are_compared_item_by_item(subject, other, local, tmp_path):
     local("local_choice", choices(8), *KINDS["local_choice"])
     local("local_text", texts, *KINDS["local_text"])
     kept, found = {"a": tmp_path / "a", "b": tmp_path / "b"}, {}
-    for each, model in (("a", subject), ("b", other)):
-        found[each] = evaluate(model, ["local_choice", "local_text"], local, kept[each])
+    for each, examined in (("a", subject), ("b", other)):
+        found[each] = evaluate(examined, ["local_choice", "local_text"], local, kept[each])
     right = compare(kept["a"], kept["b"], "local_choice")
     assert (right.metric, right.items) == ("acc", 8)
     assert right.first == found["a"]["local_choice"]["metrics"]["acc"]["mean"]
@@ -251,7 +252,7 @@ def test_where_contexts_differ_a_choice_is_the_rest_of_its_context(subject, loca
 
 
 def test_a_score_of_all_items_together_is_printed_and_not_compared(subject, local, tmp_path, monkeypatch):
-    monkeypatch.setattr(harness, "BOOTSTRAP", 2)
+    monkeypatch.setattr(ask, "BOOTSTRAP", 2)
     local("matthews", choices(4), "multiple_choice", CHOICE + "[{metric: mcc}]")
     found = evaluate(subject, ["matthews"], local, tmp_path / "a")["matthews"]
     assert list(found["metrics"]) == ["mcc"] and found["at_chance"] is None
@@ -277,7 +278,7 @@ def test_a_drawn_answer_follows_from_its_request_alone(subject):
         requests = [
             Instance("generate_until", {}, (prompt, {"do_sample": True, "max_gen_toks": 8}), 0) for prompt in prompts
         ]
-        return harness.Workbench(subject).generate_until(requests)
+        return model.Workbench(subject).generate_until(requests)
 
     alone, (first, second, again) = drawn("abc"), drawn("xyz", "abc", "abc")
     assert alone == [second] and again != second and first == drawn("xyz")[0]
@@ -290,7 +291,7 @@ def test_the_progress_of_requests_is_seen_on_a_terminal_alone(subject, monkeypat
         seen[terminal] = io.StringIO()
         seen[terminal].isatty = lambda terminal=terminal: terminal
         monkeypatch.setattr(sys, "stderr", seen[terminal])
-        harness.Workbench(subject).loglikelihood(asked)
+        model.Workbench(subject).loglikelihood(asked)
     assert "geography: 100%" in seen[True].getvalue() and "1/1" in seen[True].getvalue()
     assert seen[False].getvalue() == ""
 
@@ -300,7 +301,7 @@ def test_the_command_compares_runs_and_fails_if_a_task_failed(subject, other, lo
     local("broken", "{\n", *KINDS["local_choice"])
     monkeypatch.setattr(scores, "subject", lambda folder, step: {"a": subject, "b": other}[folder.name])
     monkeypatch.setattr(contamination, "documents_of", lambda folder: (iter(["a b c"]), ""))
-    monkeypatch.setattr(harness, "TaskManager", lambda **given: TaskManager(**given | {"include_defaults": False}))
+    monkeypatch.setattr(ask, "TaskManager", lambda **given: TaskManager(**given | {"include_defaults": False}))
     folders = [str(tmp_path / "a"), str(tmp_path / "b")]
     how = ["--wandb", "disabled", "--tasks", str(local.folder), "--lm-eval"]
     assert main(["evaluate", *folders, *how, "local_choice"]) == 0
@@ -316,11 +317,11 @@ def test_the_command_compares_runs_and_fails_if_a_task_failed(subject, other, lo
 
 
 def test_it_is_registered_under_our_name_and_refuses_what_it_would_pass_over(subject):
-    assert get_model("workbench") is harness.Workbench
-    model = harness.Workbench(subject, batch_size="auto", device="cuda")
-    assert model.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, ("",), 0)]) == [0.0]
+    assert get_model("workbench") is model.Workbench
+    ours = model.Workbench(subject, batch_size="auto", device="cuda")
+    assert ours.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, ("",), 0)]) == [0.0]
     with pytest.raises(ValueError, match="generation_kwargs hold 'num_beams'"):
-        model.generate_until([Instance("generate_until", {}, ("a", {"num_beams": 4}), 0)])
+        ours.generate_until([Instance("generate_until", {}, ("a", {"num_beams": 4}), 0)])
 
 
 def test_what_is_longer_than_the_models_positions_is_cut_only_if_asked(subject):
@@ -328,8 +329,8 @@ def test_what_is_longer_than_the_models_positions_is_cut_only_if_asked(subject):
     limited = Subject(create(config, 0), Bytes())
     asked = [Instance("loglikelihood", {}, ("Rome is in", " Italy"), 0)]
     with pytest.raises(ValueError, match="positions allow 8"):
-        harness.Workbench(limited).loglikelihood(asked)
-    ((nats, _),) = harness.Workbench(limited, cut=True).loglikelihood(asked)
+        model.Workbench(limited).loglikelihood(asked)
+    ((nats, _),) = model.Workbench(limited, cut=True).loglikelihood(asked)
     assert nats == pytest.approx(loglikelihood(limited, [asked[0].args], cut=True)[0].log_probability)
 
 
@@ -337,7 +338,7 @@ def test_what_is_longer_than_the_models_positions_is_cut_only_if_asked(subject):
 def test_the_group_waleffe_has_the_papers_twelve_tasks():
     import yaml
 
-    manager = TaskManager(include_path=str(harness.OURS))
-    group = yaml.safe_load((harness.OURS / "waleffe.yaml").read_text())
+    manager = TaskManager(include_path=str(ask.OURS))
+    group = yaml.safe_load((ask.OURS / "waleffe.yaml").read_text())
     assert len(set(group["task"])) == 12 and group["num_fewshot"] == 0
     assert {*group["task"], "waleffe", "waleffe_mmlu_5"} <= set(manager.all_tasks)

@@ -12,7 +12,8 @@ import lm_eval.tasks
 
 from workbench.config import AttentionConfig, Mamba2Config, ModelConfig
 from workbench.data.tokenizer import Bytes
-from workbench.evaluate import harness, suite
+from workbench.evaluate import suite
+from workbench.evaluate.lm_eval import ask, model
 from workbench.evaluate.score import Subject
 from workbench.generate import Completion
 from workbench.model.language_model import create
@@ -52,7 +53,7 @@ def says(monkeypatch):
         def given(subject, prompts, *rest, **how):
             return [Completion(answer(prompt), np.zeros(1, np.int64), np.zeros(1), True) for prompt in prompts]
 
-        monkeypatch.setattr(harness, "generate_until", given)
+        monkeypatch.setattr(model, "generate_until", given)
 
     return oracle
 
@@ -69,14 +70,14 @@ def test_longbench_runs_over_local_files_by_its_own_prompts_and_metrics(name, su
     (tmp_path / f"{name}.yaml").write_text(local)
     task = f"longbench_{name}"
     how = {"tasks": tmp_path, "defaults": False}
-    found = harness.evaluate(subject, [task], tmp_path / "real", **how)[task]
+    found = ask.evaluate(subject, [task], tmp_path / "real", **how)[task]
     assert "error" not in found, found
     (row, _) = suite.read_items(tmp_path / "real" / f"{task}.parquet")
     assert document["context"] in row["prompt"] and document["question"] in row["prompt"]
     assert row["references"] == document["answers"] and row["tokens_generated"] > 0
     assert list(found["metrics"]) == ["score", metric] and found["chance"] == 0
     says(lambda prompt: answer)
-    right = harness.evaluate(subject, [task], tmp_path / "oracle", **how)[task]
+    right = ask.evaluate(subject, [task], tmp_path / "oracle", **how)[task]
     assert right["metrics"][metric]["mean"] == right["metrics"]["score"]["mean"] == pytest.approx(expected)
 
 
@@ -95,7 +96,7 @@ def ruler(tmp_path, monkeypatch):
 
     def evaluate(subject, name, folder, *lengths):
         how = {"tasks": tmp_path, "defaults": False, "limit": 2, "lengths": lengths}
-        found = harness.evaluate(subject, [name], tmp_path / folder, **how)[name]
+        found = ask.evaluate(subject, [name], tmp_path / folder, **how)[name]
         assert "error" not in found, found
         return found, suite.read_items(tmp_path / folder / f"{name}.parquet")
 
