@@ -74,7 +74,7 @@ lock: setup
 	$(call export,what \`make setup CUDA=13\` adds to requirements.lock,requirements-cuda13.lock,--only-group cuda13)
 	$(call export,what \`make kernels-check\` compiles the GPU kernels with,requirements-sm90a.lock,--only-group sm90a)
 	$(UV) lock --quiet --upgrade-package jax==$(MINIMUM_JAX) --upgrade-package jaxlib==$(MINIMUM_JAX)
-	$(call export,requirements.lock with the oldest JAX and the extras lm-eval and ray for \`make test-all\`,requirements-minimum.lock,--extra lm-eval --extra ray)
+	$(call export,requirements.lock with the oldest JAX and the extras lm-eval and ray and the group lm-eval-tasks for \`make test-all\`,requirements-minimum.lock,--extra lm-eval --extra ray --group lm-eval-tasks)
 
 clean:
 	rm -rf .venv .venv-* .cache .pytest_cache .ruff_cache build dist

@@ -301,8 +301,8 @@ off their beginning instead, and says of how many.
 With --lm-eval the tasks, metrics and standard errors are those of EleutherAI's lm-eval (needs the extra lm-eval, and
 what its tasks download); waleffe holds the twelve of the paper, waleffe_mmlu_5 the one with five examples. Its items,
 brackets, failures and comparisons are those of --suite, and what was answered is not asked again. --tasks names a
-folder of YAML files, which may `include` one of lm-eval's own and read local files. Its LongBench also needs jieba,
-fuzzywuzzy and rouge, its RULER nltk, wonderwords and transformers.""",
+folder of YAML files, which may `include` one of lm-eval's own and read local files. Its LongBench and its RULER need
+pip install 'lm-eval[longbench,ruler]' transformers.""",
     )
     each.add_argument("items", nargs="+", metavar="RUN_FOLDER | NAME=VALUE", help="run folders, then overrides")
     each.add_argument("--text", metavar="FILES", help="files and globs, with commas: their text, instead of a split")
