@@ -283,7 +283,7 @@ of the pieces are read, none longer than a released model's positions. What was 
 With --by-position it is bits per byte by the position in long documents, of the run's split or, with --text, of those
 files: `documents` of them, `length` tokens of each from its beginning, in bins that double in width. Any length is
 read, 16 times that of training too; bins past it are `extrapolated`: true (past the positions of an imported model;
-null where nobody knows its length). Numbers and figure are kept in the run's folder, positions/.
+null where nobody knows its length). Numbers and figure are kept in the run's folder, positions/, and go to wandb.
 
 With --suite overrides change its tasks (their fields: workbench/evaluate/tasks). Suites are phonebook, recall,
 ruler-small (256 to 2048 tokens) and ruler (4k to 128k): six of its tasks need nothing more, five hide needles in your
@@ -605,7 +605,7 @@ def _evaluate(given: argparse.Namespace) -> int:
     if given.by_position:
         if given.suite is not None or given.lm_eval is not None:
             raise ValueError("--by-position reads text, not tasks; leave out --suite and --lm-eval")
-        return _by_position(folders, given.text, overrides, given.split, given.step)
+        return _by_position(folders, given, overrides)
     if given.suite is not None:
         return _suite(folders, given, overrides)
     if given.lm_eval is not None:
@@ -637,19 +637,20 @@ def _text(folders: list[str], files: str, overrides: list[str], step: int | str 
     return 0
 
 
-def _by_position(
-    folders: list[str], files: str | None, overrides: list[str], split: str, step: int | str | None
-) -> int:
+def _by_position(folders: list[str], given: argparse.Namespace, overrides: list[str]) -> int:
     from workbench.config import Files, PositionEvaluation, override
     from workbench.evaluate.draw import positions
     from workbench.evaluate.position import of_run
+    from workbench.train.track import log_positions
 
     evaluation = override(PositionEvaluation(), *overrides)
-    texts, of = (None, {"split": split}) if files is None else (Files(_listed(files)), {"text": files})
+    texts = None if given.text is None else Files(_listed(given.text))
+    of = {"split": given.split} if texts is None else {"text": given.text}
     for folder in folders:
-        values, place = of_run(folder, evaluation, texts, split=split, step=step)
+        values, place = of_run(folder, evaluation, texts, split=given.split, step=given.step)
         name, figure = Path(folder).resolve().name, place.with_suffix(".png")
         positions({name: values}).savefig(figure, dpi=130)
+        log_positions(Path(folder), place, given.wandb, values, figure)
         print(json.dumps({"run": name, "folder": folder, **of, "figure": str(figure), **values}), flush=True)
     return 0
 

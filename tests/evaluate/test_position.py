@@ -150,7 +150,7 @@ def test_the_command_prints_the_loss_by_position_and_keeps_it_with_its_figure(
     monkeypatch.setattr(position, "load_model", lambda folder, step: (RUN, model))
     folder = tmp_path / "text-run"
     folder.mkdir()
-    words = ["evaluate", str(folder), "length=600", "documents=6", "--by-position"]
+    words = ["evaluate", str(folder), "length=600", "documents=6", "--by-position", "--wandb", "disabled"]
     for split in ("test", "select"):
         assert main([*words, "--split", split]) == 0
         said = json.loads(capsys.readouterr().out)

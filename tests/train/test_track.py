@@ -105,6 +105,49 @@ def test_a_suites_tables_and_figures_are_one_more_run_of_its_runs_group(records,
     assert found["vt"]["data"] == [["vt", "positions allow 64"], ["niah", "too short"]] and len(tables) == 2
 
 
+def test_a_loss_by_position_reaches_wandb_as_a_table_and_its_figure(records, tmp_path):
+    from matplotlib import pyplot as plt
+
+    from workbench.train.track import log_positions
+
+    run = tmp_path / "toys-small-s3-1a2b3c4d"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps({"study": "toys", "arm": "small", "seed": 3}))
+    figure, _ = plt.subplots()
+    figure.savefig(run / "positions.png")
+    bins = [
+        {
+            "start": 0,
+            "end": 16,
+            "extrapolated": False,
+            "mean": 2.0,
+            "low": 1.5,
+            "high": 2.5,
+            "bytes": 64,
+            "documents": 4,
+        },
+        {
+            "start": 16,
+            "end": 32,
+            "extrapolated": True,
+            "mean": 1.0,
+            "low": 0.5,
+            "high": 1.5,
+            "bytes": 60,
+            "documents": 4,
+        },
+    ]
+    log_positions(
+        run, run / "positions" / "5e6f7a8b-4x32.json", "offline", {"by_position": bins}, run / "positions.png"
+    )
+    (about,) = (record["run"] for record in records(tmp_path) if record["type"] == "run")
+    assert (about["run_group"], about["job_type"], about["display_name"]) == ("toys", "positions", "small-s3")
+    media = {path.suffix for path in (tmp_path / "wandb").glob("offline-run-*/files/media/**/*") if path.is_file()}
+    (table,) = (tmp_path / "wandb").glob("offline-run-*/files/media/table/**/*.json")
+    assert media == {".png", ".json"}
+    assert json.loads(table.read_text())["data"] == [list(each.values()) for each in bins]
+
+
 def test_disabled_leaves_no_trace(whole):
     assert not (whole.folder / "wandb").exists()
 

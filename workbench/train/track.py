@@ -98,16 +98,9 @@ def log_suite(
     """The results of what a run was asked (workbench.evaluate.suite), a table a task, and the figures of its items.
 
     place: where the items are kept. A row is a metric with its 95% interval, the first held against chance; tasks that
-    failed or were left out are in one table, with why. They are one more run in the group of the run's study.
+    failed or were left out are in one table, with why.
     """
-    if mode == "disabled":
-        return
-    import wandb
-
-    config = read_json(run / "config.json")
-    suite = _beside(config["study"], run.resolve().parent, mode, "suite", f"{config['arm']}-s{config['seed']}")
-    suite.config.update({"run": run.resolve().name, "items": place.name})
-    shown, refused = {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures}, []
+    tables, refused = {}, []
     for task, found in results.items():
         if why := found.get("error") or found.get("left_out"):
             refused.append([task, why])
@@ -117,11 +110,40 @@ def log_suite(
             [task, metric, value["mean"], value["low"], value["high"], found["items"], at_chance]
             for (metric, value), at_chance in zip(found["metrics"].items(), chance, strict=True)
         ]
-        shown[f"tables/{task}"] = wandb.Table(columns=list(COLUMNS), data=rows)
+        tables[task] = (COLUMNS, rows)
     if refused:
-        shown["tables/not asked"] = wandb.Table(columns=["task", "why"], data=refused)
-    suite.log(shown)
-    suite.finish()
+        tables["not asked"] = (("task", "why"), refused)
+    _log_evaluation(run, place, mode, "suite", tables, figures)
+
+
+POSITIONS = ("start", "end", "extrapolated", "mean", "low", "high", "bytes", "documents")
+
+
+def log_positions(run: Path, place: Path, mode: str, values: Mapping[str, Any], figure: Path) -> None:
+    """A run's loss by position (workbench.evaluate.position): a row a bin, in bits per byte. place: what keeps it."""
+    rows = [[each[name] for name in POSITIONS] for each in values["by_position"]]
+    _log_evaluation(run, place, mode, "positions", {"bits per byte by position": (POSITIONS, rows)}, [figure])
+
+
+def _log_evaluation(
+    run: Path,
+    place: Path,
+    mode: str,
+    kind: str,
+    tables: Mapping[str, tuple[Sequence[str], list[list]]],
+    figures: Sequence[Path],
+) -> None:
+    """Tables (columns and rows, by name) and figures, as one more run in the group of the run's study."""
+    if mode == "disabled":
+        return
+    import wandb
+
+    config = read_json(run / "config.json")
+    logged = _beside(config["study"], run.resolve().parent, mode, kind, f"{config['arm']}-s{config['seed']}")
+    logged.config.update({"run": run.resolve().name, "items": place.name})
+    shown = {f"tables/{name}": wandb.Table(columns=list(heads), data=rows) for name, (heads, rows) in tables.items()}
+    logged.log(shown | {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures})
+    logged.finish()
 
 
 def _beside(study: str, folder: Path, mode: str, kind: str, name: str) -> Any:
