@@ -117,6 +117,7 @@ def test_an_imported_model_has_bits_per_byte_on_files(source, tmp_path, capsys):
         assert found["by_group"][group]["mean"] == pytest.approx(nats[group] / size / np.log(2), abs=1e-4)
     assert found["bits_per_byte"]["mean"] == pytest.approx(sum(nats.values()) / 15 / np.log(2), abs=1e-4)
     assert found["bits_per_byte"]["low"] < found["bits_per_byte"]["mean"] < found["bits_per_byte"]["high"]
+    assert found["tokens"] == 15 and found["perplexity"] == pytest.approx(np.exp(sum(nats.values()) / 15), rel=1e-4)
 
 
 def test_what_is_longer_than_an_imported_models_positions_is_neither_written_nor_read(lettered, tmp_path, capsys):

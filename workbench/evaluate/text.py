@@ -75,6 +75,7 @@ def evaluator(config: TextEvaluation, run: RunConfig) -> Callable[[LanguageModel
 def on_files(model: LanguageModel, tokenizer: Tokenizer, files: Files, config: TextEvaluation) -> dict:
     """What `evaluator` gives, on documents of any files: for models whose training data are unknown, or another's.
 
+    And "tokens", how many were scored, with the "perplexity" of one, which models with other tokens do not share.
     Documents are cut into pieces of `config.length` tokens, a row each, and `config.rows` of the rows are read, spread
     evenly. Nothing is held out or taken out: whether the model was trained on these texts is for the caller to know.
     Raises ValueError if a row is longer than the model's positions, or the rows hold a single document.
@@ -86,9 +87,13 @@ def on_files(model: LanguageModel, tokenizer: Tokenizer, files: Files, config: T
     def rows(wanted: np.ndarray) -> Rows:
         return texts.read([pieces[index] for index in wanted], config.length)
 
-    batches = _batches(rows, spread(len(pieces), config.rows), config.length)
-    nats, count = _measured(model, batches, len(texts.ids))
-    return _found(nats, count, texts.group, texts.names)
+    chosen = spread(len(pieces), config.rows)
+    nats, count = _measured(model, _batches(rows, chosen, config.length), len(texts.ids))
+    sizes = (texts.sizes[number] - at for number, at in (pieces[index] for index in chosen))
+    tokens = sum(min(config.length, int(size)) for size in sizes)
+    found = _found(nats, count, texts.group, texts.names)
+    found |= {"tokens": tokens, "perplexity": math.exp(nats.sum() / tokens)}
+    return found
 
 
 class Texts(NamedTuple):
