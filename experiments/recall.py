@@ -49,7 +49,10 @@ STEPS = {"default": 6000, "tiny": 4}
 TUNING_STEPS = {"default": 3000, "tiny": 4}
 SEEDS = {"default": (1, 2, 3), "tiny": (1,)}
 NOISE = 200  # added to a seed: another initialisation
-RATES = {kind: dict.fromkeys(ARMS, 5e-3) for kind in KINDS}  # not tuned yet
+RATES = {  # by --tune
+    "mqar": {"transformer": 2e-3, "mamba": 1e-2, "mamba2": 1e-2, "hybrid": 1e-3},
+    "selective-copying": {"transformer": 1e-2, "mamba": 5e-3, "mamba2": 5e-3, "hybrid": 5e-3},
+}
 GRID = (5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2)
 TUNING_SEEDS = (101,)
 
