@@ -109,6 +109,7 @@ def _scores(
     trained: int | None,
 ) -> Scored:
     """Reads the rows, a document's beginning each. group: of every document, an index into groups."""
+    model = model.apart()  # a layer's cache is written where it is; those of a stack would be copied twice
     edges = bins(config.length)
     nats, count, number = [], [], []
     for start in range(0, len(rows), ROWS):
@@ -231,10 +232,10 @@ def _initial(model: LanguageModel, rows: int, capacity: int) -> ModelState:
     return model.initial_state(rows, capacity)
 
 
-@jax.jit
+@partial(jax.jit, donate_argnames="state")
 def _read(
     model: LanguageModel, state: ModelState, tokens: jax.Array, targets: jax.Array, segments: jax.Array
 ) -> tuple[jax.Array, ModelState]:
-    """Loss of a stretch [B, T] and the state after it."""
+    """Loss of a stretch [B, T] and the state after it, which is written over the one before."""
     output = model(tokens, state, segments)
     return negative_log_likelihood(output.hidden, model.head(), targets), output.state
