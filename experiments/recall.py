@@ -7,7 +7,7 @@ Command:  workbench run experiments/recall.py                (default)
           workbench run experiments/recall.py --scale tiny   (seconds: does everything run?)
           workbench run experiments/recall.py --tune         (learning rates, from one grid for all arms)
 Cost:     32 runs in 85 minutes on two cores, tests beside them; --tune: 56 runs in about an hour, beside other work.
-Answer:   within training all recall 97.9% or more, and copy 97% or more but for the Transformer (91). With four times as
+Answer:   within training all recall 97.9% or more, and copy 97% or more but for the Transformer (91). Of four times as
           much the hybrid recalls 99.8% and copies 37% whole; Mamba-2 94, the Transformer 77 and Mamba 51% of pairs, and
           none of them a single whole copy (these checkpoints). See experiments/README.md.
 
