@@ -144,6 +144,15 @@ def test_runs_are_read_once_and_one_that_cannot_be_leaves_the_others(model, foun
     assert of_runs(folders, RUN.evaluation)["text"] == found
 
 
+def test_a_stretch_is_read_without_a_second_copy_of_the_cache():
+    model = create(ModelConfig("(*)x4", 16, 257, {"*": AttentionConfig(heads=2)}), 0).apart()
+    state = jax.eval_shape(lambda: position._initial(model, 4, 4096))
+    cache = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    part = jax.ShapeDtypeStruct((4, 16), "int32")
+    memory = position._read.lower(model, state, part, part, part).compile().memory_analysis()
+    assert memory.alias_size_in_bytes >= cache and memory.temp_size_in_bytes < cache
+
+
 def test_the_command_prints_the_loss_by_position_and_keeps_it_with_its_figure(
     model, found, tmp_path, monkeypatch, capsys
 ):
